@@ -1,0 +1,27 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrSlotInUse means that another process streams the slot. A second daemon
+// waits on it and takes over.
+var ErrSlotInUse = errors.New("the slot is in use by another process")
+
+// ErrChangesSkipped means that the server went past changes without sending
+// them, which no replay brings back: a gap.
+var ErrChangesSkipped = errors.New("the server skipped changes")
+
+// classify adds what a SQLSTATE means for a stream. 55000 is not decided here:
+// a lost slot and a slot of another database share it, and only the catalog
+// tells them apart.
+func classify(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "55006" {
+		return fmt.Errorf("%w: %w", ErrSlotInUse, err)
+	}
+	return err
+}

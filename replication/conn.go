@@ -28,10 +28,10 @@ var sessionParams = map[string]string{
 }
 
 // dialReplication opens a connection in replication mode.
-func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, error) {
+func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedConn, error) {
 	cfg, err := pgconn.ParseConfig(url)
 	if err != nil {
-		return nil, fmt.Errorf("source.url: %w", err)
+		return nil, nil, fmt.Errorf("source.url: %w", err)
 	}
 	for k, v := range sessionParams {
 		cfg.RuntimeParams[k] = v
@@ -44,11 +44,13 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, error) {
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		return pgproto3.NewFrontend(&exactReader{r: r}, w)
 	}
+	dial, paced := dialPaced()
+	cfg.DialFunc = dial
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the source for replication: %w", err)
+		return nil, nil, fmt.Errorf("connect to the source for replication: %w", err)
 	}
-	return conn, nil
+	return conn, paced, nil
 }
 
 // startReplication begins to stream the slot and takes the connection over from

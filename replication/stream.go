@@ -30,7 +30,6 @@ type StreamOptions struct {
 	// below wal_sender_timeout, after which the server drops a silent client.
 	StatusInterval time.Duration
 	Logger         *slog.Logger
-	Metrics        *StreamMetrics
 }
 
 // Stream is one attachment to the slot. One goroutine owns it: it calls Fill,
@@ -42,7 +41,6 @@ type StreamOptions struct {
 type Stream struct {
 	conn net.Conn
 	opts StreamOptions
-	pace pacer
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
 
@@ -58,7 +56,7 @@ type Stream struct {
 // OpenStream attaches to the slot. An error for which errors.Is(err, ErrSlotInUse)
 // means that another process holds it: wait and try again.
 func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
-	conn, err := dialReplication(ctx, o.URL)
+	conn, paced, err := dialReplication(ctx, o.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +76,7 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 		buf:      make([]byte, bufferSize),
 		statusAt: time.Now().Add(o.StatusInterval),
 	}
-	s.pace.init(netConn)
+	paced.enabled = true
 	return s, nil
 }
 
@@ -112,10 +110,13 @@ func (s *Stream) Fill(ctx context.Context) error {
 		if err := s.writeDueStatus(); err != nil {
 			return err
 		}
-		if err := ctx.Err(); err != nil {
+		if err := s.conn.SetReadDeadline(s.statusAt); err != nil {
+			return fmt.Errorf("replication stream of slot %s: %w", s.opts.Slot, err)
+		}
+		if err := ctx.Err(); err != nil { // cancelled before the deadline was set
 			return err
 		}
-		n, err := s.pace.read(s.buf[s.w:], s.statusAt)
+		n, err := s.conn.Read(s.buf[s.w:])
 		s.w += n
 		if n > 0 {
 			whole, ferr := s.buffered()

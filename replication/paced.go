@@ -1,0 +1,170 @@
+package replication
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// How reads are paced. The walsender writes every message to its socket as soon
+// as that is writable. A reader that empties the socket at once makes it pay a
+// system call, a trip through the network stack and a wake-up per message,
+// which is what limits the whole pipeline: on one machine 45k one-row
+// transactions a second, and 145k with the pacing below (docs/performance.md).
+const (
+	// catchUpPause lets WAL gather between reads while there is a backlog.
+	catchUpPause = time.Millisecond
+	// A window of catchUpWindow with more than catchUpBytes read in it is a
+	// backlog; as many pauses in a row as fit in it, each with less than its
+	// share, are the end of one.
+	catchUpWindow = 10 * time.Millisecond
+	catchUpBytes  = 64 << 10
+	// loopbackReceiveBuffer keeps the receive window so small that it is shut for
+	// nearly all of a pause. What the walsender writes meanwhile stays in *its* send
+	// queue, where a message costs a memory copy, and leaves in bulk when the window
+	// opens; into an open window each message goes alone. With the kernel's
+	// default the same code runs in either mode, by chance, at a 2.5th of the speed
+	// in the slow one. It must be set before connecting: a sender shapes its segments
+	// by the largest window ever offered. Only for loopback, where a
+	// round trip costs nothing; over a network it would throttle.
+	loopbackReceiveBuffer = 8 << 10
+	// scratchSize is the read size under TLS, whose own reads are small.
+	scratchSize = 64 << 10
+)
+
+// pacedConn is a connection whose reads are paced while there is a backlog. It
+// lies below TLS, so that both kinds of connection are paced alike. Reads belong
+// to one goroutine.
+type pacedConn struct {
+	net.Conn
+	raw     syscall.RawConn
+	enabled bool // set once the stream has started; before it, reads pass through
+	unix    bool
+
+	catchUp  bool
+	slow     int       // pauses in a row that brought little
+	windowAt time.Time // start of the current window
+	window   int       // bytes read in it
+
+	scratch []byte // holds what TLS has not asked for yet
+	pending []byte
+}
+
+// dialPaced returns a dial function for the client library, and the place where
+// it leaves the connection that it made.
+func dialPaced() (dial func(ctx context.Context, network, addr string) (net.Conn, error), made *pacedConn) {
+	made = &pacedConn{}
+	d := &net.Dialer{
+		KeepAlive: 30 * time.Second,
+		Control: func(_, address string, c syscall.RawConn) error {
+			ap, err := netip.ParseAddrPort(address)
+			if err != nil || !ap.Addr().IsLoopback() {
+				return nil // a Unix socket or a remote host
+			}
+			var set error
+			if err := c.Control(func(fd uintptr) {
+				set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, loopbackReceiveBuffer)
+			}); err != nil {
+				return err
+			}
+			return set
+		},
+	}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		made.Conn = c
+		made.unix = network == "unix"
+		if sc, ok := c.(syscall.Conn); ok {
+			if made.raw, err = sc.SyscallConn(); err != nil {
+				c.Close()
+				return nil, err
+			}
+		}
+		return made, nil
+	}, made
+}
+
+// Read reads into p when p is large, and through its own buffer when it is not.
+func (c *pacedConn) Read(p []byte) (int, error) {
+	if len(c.pending) > 0 {
+		n := copy(p, c.pending)
+		c.pending = c.pending[n:]
+		return n, nil
+	}
+	if !c.enabled {
+		return c.Conn.Read(p)
+	}
+	if len(p) >= scratchSize/4 {
+		return c.paced(p)
+	}
+	if c.scratch == nil {
+		c.scratch = make([]byte, scratchSize)
+	}
+	n, err := c.paced(c.scratch)
+	c.pending = c.scratch[:n]
+	n = copy(p, c.pending)
+	c.pending = c.pending[n:]
+	return n, err
+}
+
+// paced never waits for more than a pause when there is something to read.
+// A Unix socket is not paced: its queue holds a fixed, small number of messages,
+// so a pause only leaves the walsender waiting.
+func (c *pacedConn) paced(p []byte) (int, error) {
+	if c.raw == nil || c.unix {
+		return c.Conn.Read(p)
+	}
+	if c.catchUp {
+		time.Sleep(catchUpPause)
+		n, err := c.drain(p)
+		if err != nil {
+			return n, err
+		}
+		if n < int(catchUpBytes*catchUpPause/catchUpWindow) {
+			if c.slow++; c.slow >= int(catchUpWindow/catchUpPause) {
+				c.catchUp, c.window, c.windowAt = false, 0, time.Time{}
+			}
+		} else {
+			c.slow = 0
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	n, err := c.Conn.Read(p)
+	now := time.Now()
+	if now.Sub(c.windowAt) > catchUpWindow {
+		c.window, c.windowAt = 0, now
+	}
+	if c.window += n; c.window > catchUpBytes {
+		c.catchUp, c.slow = true, 0
+	}
+	return n, err
+}
+
+// drain reads without waiting until p is full or nothing is left: with each read
+// the window opens and the kernel moves on what has queued at the sender.
+// End of file and errors are left to the blocking read that follows.
+func (c *pacedConn) drain(p []byte) (n int, err error) {
+	err = c.raw.Read(func(fd uintptr) bool {
+		for n < len(p) {
+			m, err := unix.Read(int(fd), p[n:])
+			if err == unix.EINTR {
+				continue
+			}
+			if m <= 0 || err != nil {
+				break
+			}
+			n += m
+		}
+		return true // never wait
+	})
+	return n, err
+}

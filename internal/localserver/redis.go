@@ -1,0 +1,155 @@
+package localserver
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// RedisOptions describe a server to start. The zero value is a Redis (or Valkey)
+// that keeps nothing on disk.
+type RedisOptions struct {
+	// Dir is an existing folder to put the server's files into. Empty: one of its own,
+	// removed by Close.
+	Dir string
+	// Args are further arguments of the server, after the defaults and over them, for
+	// example "--appendonly", "yes".
+	Args []string
+	// Password that clients must give; empty for none.
+	Password string
+}
+
+// Redis is a running server, or one that was stopped for the moment. Unless it was
+// told to write to disk it is empty after each start.
+type Redis struct {
+	server
+	password string
+}
+
+// StartRedis starts a server. When it fails nothing is left.
+func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
+	prog, missing := findRedis(ctx)
+	inDocker, err := useDocker(ctx, missing)
+	if err != nil {
+		return nil, err
+	}
+	r := &Redis{password: o.Password}
+	r.name = "redis"
+	r.deathSignal = syscall.SIGKILL
+	r.ping = r.pingRedis
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	if err := r.prepare(o.Dir, "redis", "valkey", "nobody"); err != nil {
+		return nil, err
+	}
+	args := []string{"--databases", "1024", "--save", "", "--appendonly", "no"}
+	if o.Password != "" {
+		args = append(args, "--requirepass", o.Password, "--masterauth", o.Password)
+	}
+	if inDocker {
+		// The client passes SIGTERM on, but cannot catch SIGKILL.
+		r.deathSignal = syscall.SIGTERM
+		image := os.Getenv(envRedisImage)
+		if image == "" {
+			image = defaultRedisImage
+		}
+		r.version = image
+		args = append(append([]string{"redis-server", "--protected-mode", "no"}, args...), o.Args...)
+		if strings.Contains(image, "valkey") {
+			args[0] = "valkey-server"
+		}
+		r.container, err = createContainer(ctx, image, r.port, 6379, nil, args)
+	} else {
+		r.version = filepath.Base(prog.path) + " " + prog.version
+		args = append([]string{"--port", strconv.Itoa(r.port.number), "--bind", "127.0.0.1", "--dir", r.path,
+			"--unixsocket", r.socketPath(), "--unixsocketperm", "700", "--daemonize", "no"}, args...)
+		args = append(args, o.Args...)
+		r.newCommand = func() *exec.Cmd { return r.command(prog.path, args...) }
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Start(ctx); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Redis) socketPath() string { return filepath.Join(r.path, "redis.sock") }
+
+// Address is host:port.
+func (r *Redis) Address() string { return r.port.address() }
+
+// URL of the server's first database, with the password.
+func (r *Redis) URL() string { return r.DatabaseURL(0) }
+
+// DatabaseURL is URL for another database; there are 1024, and one in a cluster.
+func (r *Redis) DatabaseURL(n int) string {
+	u := url.URL{Scheme: "redis", User: r.userinfo(), Host: r.Address(), Path: "/" + strconv.Itoa(n)}
+	return u.String()
+}
+
+// SocketURL of the server's Unix socket. A container has none that can be reached
+// from outside; it gets the URL.
+func (r *Redis) SocketURL() string {
+	if r.container != nil {
+		return r.URL()
+	}
+	u := url.URL{Scheme: "unix", User: r.userinfo(), Path: r.socketPath()}
+	return u.String()
+}
+
+func (r *Redis) userinfo() *url.Userinfo {
+	if r.password == "" {
+		return nil
+	}
+	return url.UserPassword("", r.password)
+}
+
+// Stop asks the server to end, and waits for that.
+func (r *Redis) Stop(ctx context.Context) error { return r.stop(ctx, syscall.SIGTERM) }
+
+// pingRedis speaks the few bytes that are needed itself, so that this package has no
+// client whose pool and retries would be in the way. A server that loads its data
+// answers -LOADING, and is not there yet.
+func (r *Redis) pingRedis(ctx context.Context) error {
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", r.Address())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	if r.password != "" {
+		fmt.Fprintf(conn, "*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n", len(r.password), r.password)
+	}
+	fmt.Fprint(conn, "*1\r\n$4\r\nPING\r\n")
+	answers := bufio.NewScanner(conn)
+	for answers.Scan() {
+		switch line := answers.Text(); line {
+		case "+OK": // of AUTH
+		case "+PONG":
+			return nil
+		default:
+			return errors.New(line)
+		}
+	}
+	if err := answers.Err(); err != nil {
+		return err
+	}
+	return errors.New("the connection was closed")
+}

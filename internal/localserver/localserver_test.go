@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { servertest.VerifyMain(m) }
 
 func TestPostgresStopsAndStartsOnTheSamePortAndData(t *testing.T) {
 	p := servertest.PrivatePostgres(t, localserver.PostgresOptions{Settings: map[string]string{"application_name": "it's"}})
-	exec(t, p.URL(), "CREATE TABLE t (n int)")
+	execSQL(t, p.URL(), "CREATE TABLE t (n int)")
 	port := p.Port()
 	for name, stop := range map[string]func() error{
 		"fast":      func() error { return p.Stop(t.Context(), localserver.Fast) },
@@ -29,7 +29,7 @@ func TestPostgresStopsAndStartsOnTheSamePortAndData(t *testing.T) {
 		"smart":     func() error { return p.Stop(t.Context(), localserver.Smart) },
 		"kill":      func() error { p.Kill(); return nil },
 	} {
-		exec(t, p.SocketURL(), "INSERT INTO t VALUES (1)")
+		execSQL(t, p.SocketURL(), "INSERT INTO t VALUES (1)")
 		if err := stop(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -225,7 +225,7 @@ func TestFailedStartNamesTheCauseAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func exec(t *testing.T, url, sql string) {
+func execSQL(t *testing.T, url, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {

@@ -51,13 +51,11 @@ func docker(ctx context.Context, timeout time.Duration, args ...string) (string,
 // which passes signals on: so it has a child's life, and ends when we are killed.
 type container struct{ name string }
 
-// createContainer pulls the image if need be and publishes inner on the port.
+// createContainer makes a container whose port inner is reached on p.
 func createContainer(ctx context.Context, image string, p *port, inner int, env, args []string) (*container, error) {
 	sweepContainers(ctx)
-	if _, err := docker(ctx, dockerTimeout, "image", "inspect", "--format", "{{.Id}}", image); err != nil {
-		if _, err := docker(ctx, pullTimeout, "pull", "--quiet", image); err != nil {
-			return nil, fmt.Errorf("get the container image %s: %w", image, err)
-		}
+	if err := getImage(ctx, image); err != nil {
+		return nil, err
 	}
 	c := &container{name: fmt.Sprintf("%s%d-%d", dirPrefix, os.Getpid(), p.number)}
 	argv := []string{"create", "--name", c.name, "--label", ownerLabel + "=" + ownerID(os.Getpid()),
@@ -70,6 +68,17 @@ func createContainer(ctx context.Context, image string, p *port, inner int, env,
 		return nil, fmt.Errorf("create a container of %s: %w", image, err)
 	}
 	return c, nil
+}
+
+// getImage pulls an image unless it is there.
+func getImage(ctx context.Context, image string) error {
+	if _, err := docker(ctx, dockerTimeout, "image", "inspect", "--format", "{{.Id}}", image); err == nil {
+		return nil
+	}
+	if _, err := docker(ctx, pullTimeout, "pull", "--quiet", image); err != nil {
+		return fmt.Errorf("get the container image %s: %w", image, err)
+	}
+	return nil
 }
 
 func (c *container) command() *exec.Cmd {

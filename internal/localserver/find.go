@@ -181,3 +181,52 @@ func useDocker(ctx context.Context, missing error) (bool, error) {
 		return false, fmt.Errorf("%s=%s: want local, docker or auto", envServers, mode)
 	}
 }
+
+// DescribePostgres says which Postgres StartPostgres would use, or why there is none.
+// It gets the container image when it comes to that.
+func DescribePostgres(ctx context.Context) (string, error) {
+	prog, missing := findPostgres(ctx, 0)
+	return describe(ctx, "Postgres "+prog.version, prog.path, missing, postgresImage(0))
+}
+
+// DescribeRedis is DescribePostgres for Redis or Valkey.
+func DescribeRedis(ctx context.Context) (string, error) {
+	prog, missing := findRedis(ctx)
+	return describe(ctx, redisVersion(prog), prog.path, missing, redisImage())
+}
+
+func describe(ctx context.Context, version, path string, missing error, image string) (string, error) {
+	inDocker, err := useDocker(ctx, missing)
+	if err != nil {
+		return "", err
+	}
+	if inDocker {
+		return "container of " + image, getImage(ctx, image)
+	}
+	return fmt.Sprintf("%s (%s)", version, path), nil
+}
+
+func redisVersion(p program) string {
+	if filepath.Base(p.path) == "valkey-server" {
+		return "Valkey " + p.version
+	}
+	return "Redis " + p.version
+}
+
+func postgresImage(major int) string {
+	image := os.Getenv(envPostgresImage)
+	switch {
+	case image != "":
+		return image
+	case major != 0:
+		return "docker.io/library/postgres:" + strconv.Itoa(major)
+	}
+	return defaultPostgresImage
+}
+
+func redisImage() string {
+	if image := os.Getenv(envRedisImage); image != "" {
+		return image
+	}
+	return defaultRedisImage
+}

@@ -128,14 +128,7 @@ func (p *Postgres) initdb(o PostgresOptions) error {
 
 // create prepares a container of the official image, which runs initdb itself.
 func (p *Postgres) create(ctx context.Context, o PostgresOptions, major int) error {
-	image := os.Getenv(envPostgresImage)
-	switch {
-	case image != "":
-	case major != 0:
-		image = "docker.io/library/postgres:" + strconv.Itoa(major)
-	default:
-		image = defaultPostgresImage
-	}
+	image := postgresImage(major)
 	var args []string
 	settings := baseSettings(o)
 	for _, name := range slices.Sorted(maps.Keys(settings)) {

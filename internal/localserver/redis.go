@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -62,10 +61,7 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 	if inDocker {
 		// The client passes SIGTERM on, but cannot catch SIGKILL.
 		r.deathSignal = syscall.SIGTERM
-		image := os.Getenv(envRedisImage)
-		if image == "" {
-			image = defaultRedisImage
-		}
+		image := redisImage()
 		r.version = image
 		args = append(append([]string{"redis-server", "--protected-mode", "no"}, args...), o.Args...)
 		if strings.Contains(image, "valkey") {
@@ -73,7 +69,7 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 		}
 		r.container, err = createContainer(ctx, image, r.port, 6379, nil, args)
 	} else {
-		r.version = filepath.Base(prog.path) + " " + prog.version
+		r.version = redisVersion(prog)
 		args = append([]string{"--port", strconv.Itoa(r.port.number), "--bind", "127.0.0.1", "--dir", r.path,
 			"--unixsocket", r.socketPath(), "--unixsocketperm", "700", "--daemonize", "no"}, args...)
 		args = append(args, o.Args...)

@@ -1,0 +1,63 @@
+# `make` shows the targets. The two that a newcomer needs are `make demo` and
+# `make test`; both get the servers that they need first.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := bin/cdc-invalidator
+CLI := github.com/cdc-invalidator/cdc-invalidator/internal/cli
+
+# A release is what git says; the date is that of the commit, so that the same
+# commit gives the same binary. Empty outside of a clone.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
+DATE    ?= $(shell TZ=UTC git show -s --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd HEAD 2>/dev/null)
+LDFLAGS := -s -w -X $(CLI).version=$(VERSION) -X $(CLI).commit=$(COMMIT) -X $(CLI).date=$(DATE)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Arguments for the programs: make demo ARGS='--duration 1m', make test PKG=./sink RUN=TestX
+ARGS ?=
+PKG  ?= ./...
+RUN  ?= .
+# Each package may start servers of its own; two at a time suit two cores.
+PARALLEL ?= 2
+
+.PHONY: help build demo test setup check bench lint verify clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/cdc-invalidator, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/cdc-invalidator
+
+demo: build ## show it at work on servers of its own, for 20 s (ARGS='--duration 1m')
+	@scripts/setup-servers.sh
+	@$(BIN) demo $(ARGS)
+
+test: check ## run all tests on real servers, with the race detector (PKG=./sink RUN=TestX)
+	@scripts/setup-servers.sh --test
+	@echo "test: $$(go version), $$(uname -sm), $$(getconf _NPROCESSORS_ONLN) cores"
+	go test -race -p $(PARALLEL) -timeout 15m -run '$(RUN)' $(PKG)
+
+check: # format and vet: what must be right before a test is worth its time
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' 2>/dev/null || find . -name '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+
+bench: build ## measure the speed against pg_recvlogical (takes minutes; wants a quiet machine)
+	@scripts/setup-servers.sh
+	go run ./tests/bench $(ARGS)
+
+lint: check ## go vet and staticcheck
+	go run $(STATICCHECK) ./...
+
+verify: lint ## lint, and see that go.mod and generated files are up to date
+	go mod verify
+	go mod tidy -diff
+	@before=$$(git status --porcelain; git diff); go generate ./...; after=$$(git status --porcelain; git diff); \
+	if [ "$$before" != "$$after" ]; then echo "generated files were not up to date:"; git status --short; exit 1; fi
+
+clean: ## remove what was built
+	rm -rf bin

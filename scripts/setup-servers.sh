@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Makes sure that there is what the demo and the tests need: a Postgres and a Redis
+# that they can start themselves, and for --test also a C compiler for the race
+# detector. It prints what will be used.
+#
+# An installed server is used as it is. A missing one is installed from the
+# distribution's packages when this runs as root on a Debian-like system; else Docker
+# runs it in a container; else the packages are installed through sudo if that asks
+# for no password. If nothing of it is possible, it says exactly what to install.
+#
+# CDC_SERVERS=local|docker settles which. System services are not started.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly packages_of_postgres="postgresql" packages_of_redis="redis-server" packages_of_cc="gcc libc6-dev"
+need_cc=false
+[ "${1:-}" = --test ] && need_cc=true
+
+say() { printf 'set-up: %s\n' "$*"; }
+fail() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
+
+command -v go >/dev/null || fail "Go is missing: install Go 1.26 or newer from https://go.dev/dl/"
+
+which_dir=$(mktemp -d)
+cleanup() { rm -rf "$which_dir"; }
+trap cleanup EXIT
+go build -o "$which_dir/which" ./internal/localserver/which
+
+# As root it is us, else sudo without a question.
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+debian_like() { command -v apt-get >/dev/null && command -v dpkg >/dev/null; }
+
+# install_packages installs packages without starting what they bring: a system
+# service nobody asked for would also hold the usual ports.
+install_packages() {
+  say "installing $* from the distribution's packages"
+  as_root env DEBIAN_FRONTEND=noninteractive bash -c '
+    set -euo pipefail
+    policy=/usr/sbin/policy-rc.d
+    cluster=/etc/postgresql-common/createcluster.d/cdc-invalidator-setup.conf
+    undo() {
+      [ -z "${made_policy:-}" ] || rm -f "$policy"
+      rm -f "$cluster"
+    }
+    trap undo EXIT
+    if [ ! -e "$policy" ]; then
+      made_policy=yes
+      printf "#!/bin/sh\nexit 101\n" >"$policy"
+      chmod 755 "$policy"
+    fi
+    mkdir -p "$(dirname "$cluster")"
+    echo "create_main_cluster = false" >"$cluster"
+    apt-get -o DPkg::Lock::Timeout=300 -qq update
+    apt-get -o DPkg::Lock::Timeout=300 -qq install --yes --no-install-recommends "$@"
+  ' install "$@" </dev/null >"$which_dir/apt.log" 2>&1 || {
+    tail -n 20 "$which_dir/apt.log" >&2
+    return 1
+  }
+}
+
+readonly servers=${CDC_SERVERS:-auto}
+case $servers in
+  auto | local | docker) ;;
+  *) fail "CDC_SERVERS=$servers: want local, docker or auto" ;;
+esac
+
+# chosen MODE NAME prints what would be used for NAME, if MODE is allowed and has one.
+# It returns 2 when there is none, 1 for every other reason.
+chosen() {
+  [ "$servers" = auto ] || [ "$servers" = "$1" ] || return 1
+  local choice
+  choice=$(CDC_SERVERS=$1 "$which_dir/which" "$2" 2>>"$which_dir/errors") || return
+  say "$choice"
+}
+
+# Only what is missing is installed: a CDC_POSTGRES_BIN with a typing error in it is
+# no reason to change the machine.
+may_install() { [ "$missing" = 2 ] && debian_like; }
+
+provide() {
+  local name=$1; shift
+  : >"$which_dir/errors"
+  local missing=0
+  chosen local "$name" || missing=$?
+  if [ "$missing" = 0 ]; then return; fi
+  if may_install && [ "$(id -u)" = 0 ] && install_packages "$@" && chosen local "$name"; then return; fi
+  if chosen docker "$name"; then return; fi
+  if may_install && [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null &&
+    install_packages "$@" && chosen local "$name"; then return; fi
+  sed 's/^/set-up: /' "$which_dir/errors" | sort -u >&2
+  if [ "$missing" = 2 ]; then say "install it with: apt-get install $*" >&2; fi
+  exit 1
+}
+
+# shellcheck disable=SC2086 # lists of packages
+{
+  provide postgres $packages_of_postgres
+  provide redis $packages_of_redis
+  if $need_cc; then
+    cc=$(go env CC)
+    if ! command -v "${cc%% *}" >/dev/null; then
+      { debian_like && install_packages $packages_of_cc; } ||
+        fail "the race detector needs a C compiler: sudo apt-get install $packages_of_cc"
+    fi
+    say "cc: $("${cc%% *}" --version | head -n 1)"
+  fi
+}

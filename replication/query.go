@@ -1,0 +1,134 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrQueryRefused means that the source understood a query and will not answer
+// it however often it is asked: a table is gone, a right is missing, it takes too long.
+var ErrQueryRefused = errors.New("the source refuses the query")
+
+// ErrSourceChanged means that a connection reached another server, or another
+// life of the same one, than the stream belongs to.
+var ErrSourceChanged = errors.New("the source is not the one that is being streamed")
+
+// Bounds of one question to the source, the answer included.
+const (
+	snapshotTimeout = 10 * time.Second
+	lookupTimeout   = 30 * time.Second
+)
+
+// QueryConn is the ordinary connection on which the daemon asks which
+// transactions are visible, and runs for_each queries. It belongs to one
+// goroutine. After an error that is not ErrQueryRefused it must be closed.
+type QueryConn struct {
+	conn *pgx.Conn
+	pg   *pgconn.PgConn
+}
+
+// snapshotStatement is prepared once: the question is asked for every batch.
+const snapshotStatement = "cdc_invalidator_snapshot"
+
+// OpenQueryConn connects and makes sure that it has reached the server of epoch: a
+// snapshot of another server says nothing about this one's transactions.
+func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, error) {
+	conn, err := ConnectControl(ctx, url, "gate")
+	if err != nil {
+		return nil, err
+	}
+	const searchPath = `"$user", public`
+	q := &QueryConn{conn: conn, pg: conn.PgConn()}
+	now, err := ReadEpoch(ctx, conn)
+	if err == nil {
+		if c, why := now.Since(epoch); c != Continuous && c != Unproved {
+			err = fmt.Errorf("visibility gate: %w: %s", ErrSourceChanged, why)
+		}
+	}
+	if err == nil {
+		// for_each queries are written for the role's own search path, which
+		// ConnectControl has replaced.
+		_, err = conn.Exec(ctx, "SET search_path TO "+searchPath)
+	}
+	if err == nil {
+		_, err = q.pg.Prepare(ctx, snapshotStatement, "SELECT pg_current_snapshot()::text", nil)
+		err = serverError("prepare the visibility gate", err, "")
+	}
+	if err != nil {
+		closeControl(ctx, conn)
+		return nil, err
+	}
+	return q, nil
+}
+
+// Close closes the connection.
+func (q *QueryConn) Close(ctx context.Context) { closeControl(ctx, q.conn) }
+
+// Snapshot returns pg_current_snapshot() as text: xmin:xmax:xip_list.
+func (q *QueryConn) Snapshot(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, snapshotTimeout)
+	defer cancel()
+	r := q.pg.ExecPrepared(ctx, snapshotStatement, nil, nil, nil)
+	var text string
+	for r.NextRow() {
+		text = string(r.Values()[0])
+	}
+	if _, err := r.Close(); err != nil {
+		return "", serverError("ask for a snapshot", err, "")
+	}
+	return text, nil
+}
+
+// Query runs sql with text parameters, of which nil is NULL, and returns at most
+// maxRows+1 rows as text.
+func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxRows int) (columns []string, rows [][][]byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	// ExecParams, text both ways: values arrive from the log as text, and keys are
+	// rendered from text.
+	r := q.pg.ExecParams(ctx, sql, params, nil, nil, nil)
+	for _, f := range r.FieldDescriptions() {
+		columns = append(columns, f.Name)
+	}
+	for r.NextRow() {
+		if len(rows) > maxRows {
+			continue // the rest is read and thrown away, so that the connection stays usable
+		}
+		values := r.Values()
+		row := make([][]byte, len(values))
+		for i, v := range values {
+			if v != nil {
+				row[i] = append([]byte{}, v...)
+			}
+		}
+		rows = append(rows, row)
+	}
+	if _, err := r.Close(); err != nil {
+		return nil, nil, queryError(err)
+	}
+	return columns, rows, nil
+}
+
+// queryError sorts what asking again may mend from what it will not. A doubt
+// counts as the latter: the family is widened, and the pipeline goes on.
+func queryError(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return serverError("run a for_each query", err, "")
+	}
+	switch pg.Code[:min(2, len(pg.Code))] {
+	case "08", "40", "53", "58":
+		return serverError("run a for_each query", err, "")
+	case "57":
+		if pg.Code != "57014" { // the query was cancelled: it takes too long
+			return serverError("run a for_each query", err, "")
+		}
+	}
+	// The message may quote the row's values; the code does not.
+	return fmt.Errorf("%w: SQLSTATE %s", ErrQueryRefused, pg.Code)
+}

@@ -1,0 +1,136 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// minServerVersion is Postgres 15: the first whose publications have column
+// lists, whose catalogs show them, and whose slots say two_phase.
+const minServerVersion = 150000
+
+// Limits of the control connections. A statement that waits for longer is given
+// up and tried again, because a wait that nobody sees looks like health.
+const (
+	controlConnectTimeout   = 10 * time.Second
+	controlStatementTimeout = "10s"
+	controlLockTimeout      = "5s"
+)
+
+// ConnectControl opens an ordinary connection for questions about the source.
+// purpose shows in pg_stat_activity. One caller at a time may use it.
+func ConnectControl(ctx context.Context, url, purpose string) (*pgx.Conn, error) {
+	const op = "connect to the source"
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, &ConfigError{Op: op, Problem: "source.url cannot be read", Err: err,
+			Fix: "use the form postgres://user:password@host:5432/database?sslmode=verify-full"}
+	}
+	maps.Copy(cfg.RuntimeParams, sessionParams)
+	maps.Copy(cfg.RuntimeParams, map[string]string{
+		"application_name":  "cdc-invalidator " + purpose,
+		"statement_timeout": controlStatementTimeout,
+		"lock_timeout":      controlLockTimeout,
+		// Roles for replication are often made read-only, which would forbid the
+		// heartbeat; and catalog names must not be hidden by a schema of the role's.
+		"default_transaction_read_only": "off",
+		"search_path":                   "pg_catalog",
+	})
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = controlConnectTimeout
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, serverError(op, err, "GRANT CONNECT ON DATABASE "+quoteIdentifier(cfg.Database)+" TO "+quoteIdentifier(cfg.User)+";")
+	}
+	return conn, nil
+}
+
+// closeControl closes with a bound of its own, since the caller's context may be
+// the reason for closing.
+func closeControl(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // the connection is given up, whatever it says
+}
+
+// Server is what a source must be able to do, and who we are on it.
+type Server struct {
+	Version          int // server_version_num
+	InRecovery       bool
+	WALLevel         string
+	WALSenderTimeout time.Duration // 0 means never
+	Database, Role   string
+}
+
+// ReadServer asks the source about itself.
+func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
+	var s Server
+	var timeoutMillis int64
+	err := conn.QueryRow(ctx, `
+		SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('wal_level'),
+		       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'),
+		       current_database()::text, current_user::text`).
+		Scan(&s.Version, &s.InRecovery, &s.WALLevel, &timeoutMillis, &s.Database, &s.Role)
+	if err != nil {
+		return Server{}, serverError("ask the source for its settings", err, "")
+	}
+	s.WALSenderTimeout = time.Duration(timeoutMillis) * time.Millisecond
+	return s, nil
+}
+
+// Check refuses a server that cannot be a source.
+func (s Server) Check() error {
+	const op = "check the source"
+	if s.Version < minServerVersion {
+		return &ConfigError{Op: op, Problem: fmt.Sprintf("the server is Postgres %s; 15 is the oldest that works", versionString(s.Version)),
+			Fix: "upgrade the server"}
+	}
+	if s.InRecovery {
+		return &ConfigError{Op: op, Problem: "the changes of a standby's tables cannot be followed safely", Err: ErrStandby,
+			Fix: "point source.url at the primary; with several hosts in it, add target_session_attrs=read-write"}
+	}
+	if s.WALLevel != "logical" {
+		return &ConfigError{Op: op, Problem: "wal_level is " + s.WALLevel + ", so the log does not carry row changes",
+			Fix: "ALTER SYSTEM SET wal_level = 'logical';  -- and restart the server\n(a managed service has a parameter for it, such as rds.logical_replication = 1)"}
+	}
+	return nil
+}
+
+func versionString(n int) string {
+	if n < 100000 {
+		return fmt.Sprintf("%d.%d", n/10000, n/100%100)
+	}
+	return fmt.Sprintf("%d.%d", n/10000, n%10000)
+}
+
+// qualified is a table's name as SQL takes it. Ordinary names stay bare, so that
+// a fix reads as somebody would write it. A reserved word needs quotes in front
+// of the dot, and none behind it.
+func qualified(schema, table string) string {
+	switch schema {
+	case "all", "analyse", "analyze", "any", "array", "check", "column", "default", "from", "grant", "group", "limit",
+		"order", "primary", "references", "select", "table", "to", "union", "user", "where", "with":
+		schema = quoteIdentifier(schema)
+	default:
+		schema = sqlName(schema)
+	}
+	return schema + "." + sqlName(table)
+}
+
+func sqlName(s string) string {
+	for i, r := range s {
+		if r >= 'a' && r <= 'z' || r == '_' || i > 0 && r >= '0' && r <= '9' {
+			continue
+		}
+		return quoteIdentifier(s)
+	}
+	if s == "" {
+		return quoteIdentifier(s)
+	}
+	return s
+}

@@ -1,0 +1,227 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// HeartbeatPrefix is the prefix of the logical messages that a Heartbeat emits.
+const HeartbeatPrefix = "cdc_invalidator.heartbeat"
+
+// A heartbeat's content is "1 <sequence, 16 hex> <tag, 32 hex> <microseconds
+// since 1970 by the database's clock>".
+const (
+	heartbeatVersion = "1"
+	heartbeatTagLen  = 16
+)
+
+// heartbeatTimeout bounds one heartbeat, connection included. It is the client's
+// bound because the server's statement_timeout does not cover the commit.
+const heartbeatTimeout = 5 * time.Second
+
+// HeartbeatOptions configures a Heartbeat.
+type HeartbeatOptions struct {
+	Connect  func(context.Context) (*pgx.Conn, error)
+	Interval time.Duration
+	// StaleAfter is after how long without a heartbeat of ours coming back the
+	// status says so; at least 10 intervals, 10 s by default.
+	StaleAfter time.Duration
+	Logger     *slog.Logger
+	Metrics    *ControlMetrics // may be nil
+}
+
+// Heartbeat commits a small logical message at a steady pace, so that an idle
+// source is known to be idle and not silent. When one comes back through the
+// slot, everything that was visible when it was sent has come before it.
+//
+// Any role may emit messages with our prefix, and a restarted daemon finds those
+// of its predecessor. So each carries a tag that only this process can make:
+// the sequence number under a key drawn at start. What is outstanding need not be
+// remembered, however far behind the stream is.
+type Heartbeat struct {
+	o   HeartbeatOptions
+	key [32]byte
+
+	mu       sync.Mutex
+	sent     uint64 // sequence of the last one tried
+	seen     uint64 // highest that came back
+	seenTime time.Time
+	arrived  time.Time // by our clock, of the last that came back
+	lastErr  error
+	wasOK    bool
+	since    time.Time
+}
+
+// NewHeartbeat makes a heartbeat; Run runs it.
+func NewHeartbeat(o HeartbeatOptions) *Heartbeat {
+	if o.StaleAfter <= 0 {
+		o.StaleAfter = max(10*time.Second, 10*o.Interval)
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewControlMetrics(nil)
+	}
+	now := time.Now()
+	h := &Heartbeat{o: o, arrived: now, since: now, wasOK: true}
+	_, _ = rand.Read(h.key[:]) // never fails: the runtime would sooner end the process
+	return h
+}
+
+// Run sends heartbeats until ctx ends and returns nil. Without an interval it
+// only waits.
+func (h *Heartbeat) Run(ctx context.Context) error {
+	if h.o.Interval <= 0 {
+		<-ctx.Done()
+		return nil
+	}
+	retryForever(ctx, func() (bool, error) { return h.session(ctx) }, func(err error, next time.Duration) {
+		h.mu.Lock()
+		h.lastErr = err
+		h.mu.Unlock()
+		h.o.Metrics.heartbeatErrs.Inc()
+		h.o.Logger.Warn("cannot send heartbeats", "error", err, "retry_in", next)
+	})
+	return nil
+}
+
+func (h *Heartbeat) session(ctx context.Context) (progress bool, err error) {
+	conn, err := h.connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer closeControl(ctx, conn)
+	tick := time.NewTicker(h.o.Interval)
+	defer tick.Stop()
+	for {
+		if err := h.send(ctx, conn); err != nil {
+			return progress, err
+		}
+		progress = true
+		select {
+		case <-ctx.Done():
+			return true, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (h *Heartbeat) connect(ctx context.Context) (*pgx.Conn, error) {
+	bounded, cancel := context.WithTimeout(ctx, heartbeatTimeout)
+	defer cancel()
+	conn, err := h.o.Connect(bounded)
+	if err != nil {
+		return nil, err
+	}
+	// A heartbeat proves order in the log, for which our own flush is enough. It
+	// must not hang on a standby that is missing, nor wait for the WAL writer.
+	if _, err := conn.Exec(bounded, `SET synchronous_commit = local`); err != nil {
+		closeControl(ctx, conn)
+		return nil, serverError("prepare the heartbeat's connection", err, "")
+	}
+	return conn, nil
+}
+
+func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
+	defer cancel()
+	h.mu.Lock()
+	h.sent++
+	content := h.head(h.sent)
+	h.mu.Unlock()
+	// The time is taken by the database before the message's transaction commits,
+	// so whatever was visible by then lies before it in the log. It travels in the
+	// message because the message may well be back before this statement's answer.
+	_, err := conn.Exec(ctx, `
+		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)`,
+		HeartbeatPrefix, string(content))
+	if err != nil {
+		return serverError("send a heartbeat", err, "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO <the role>;")
+	}
+	h.o.Metrics.heartbeatSent.Inc()
+	h.mu.Lock()
+	h.lastErr = nil
+	h.mu.Unlock()
+	return nil
+}
+
+// head is a content up to the time.
+func (h *Heartbeat) head(seq uint64) []byte {
+	b := fmt.Appendf(nil, "%s %016x ", heartbeatVersion, seq)
+	mac := hmac.New(sha256.New, h.key[:])
+	mac.Write(b)
+	b = hex.AppendEncode(b, mac.Sum(nil)[:heartbeatTagLen])
+	return append(b, ' ')
+}
+
+// Observe takes the content of a message with HeartbeatPrefix that came through
+// the slot. For one of ours it returns when, by the database's clock, everything
+// before it was already visible. ok is false for anybody else's, and for one that
+// is older than one seen before: a reconnected stream repeats itself.
+//
+// Each heartbeat counts at its first arrival, with the time that it brings then:
+// a copy with another time, made by somebody who can read the log, comes later.
+func (h *Heartbeat) Observe(content []byte) (sentAt time.Time, ok bool) {
+	seq, sentAt, ok := h.parse(content)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !ok || seq > h.sent || seq < h.seen:
+		h.o.Metrics.heartbeatOther.Inc()
+		return time.Time{}, false
+	case seq == h.seen:
+		return h.seenTime, true
+	}
+	h.seen, h.seenTime, h.arrived = seq, sentAt, time.Now()
+	h.o.Metrics.heartbeatSeen.Inc()
+	return sentAt, true
+}
+
+func (h *Heartbeat) parse(content []byte) (seq uint64, sentAt time.Time, ok bool) {
+	const seqEnd = len(heartbeatVersion) + 1 + 16
+	const headLen = seqEnd + 1 + 2*heartbeatTagLen + 1
+	if len(content) <= headLen || !bytes.HasPrefix(content, []byte(heartbeatVersion+" ")) {
+		return 0, time.Time{}, false
+	}
+	seq, err := strconv.ParseUint(string(content[len(heartbeatVersion)+1:seqEnd]), 16, 64)
+	if err != nil || seq == 0 || !hmac.Equal(h.head(seq), content[:headLen]) {
+		return 0, time.Time{}, false
+	}
+	micros, err := strconv.ParseInt(string(content[headLen:]), 10, 64)
+	if err != nil {
+		return 0, time.Time{}, false
+	}
+	return seq, time.UnixMicro(micros).UTC(), true
+}
+
+// Status is not OK when none of our heartbeats came back for too long: they
+// cannot be sent, the stream is far behind, or the slot is on another server than
+// the one that the heartbeats reach.
+func (h *Heartbeat) Status() Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := Status{OK: true}
+	if age := time.Since(h.arrived); h.o.Interval > 0 && age > h.o.StaleAfter {
+		s = Status{Reason: fmt.Sprintf("no heartbeat has come back for %s", age.Round(time.Second))}
+		if h.lastErr != nil {
+			s.Reason += ": " + h.lastErr.Error()
+			s.Fix = "see that the source answers and takes writes from the role"
+		} else {
+			s.Fix = "the stream is behind, or source.url reaches a different server each time: name one primary"
+		}
+	}
+	if s.OK != h.wasOK {
+		h.wasOK, h.since = s.OK, time.Now()
+	}
+	s.Since = h.since
+	return s
+}

@@ -1,0 +1,242 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrPublicationMissing means that there is no such publication and that it was
+// not to be made, or could not be without losing changes.
+var ErrPublicationMissing = errors.New("the publication does not exist")
+
+// publishAll is every action, in the server's spelling.
+const publishAll = "insert, update, delete, truncate"
+
+// Publication is a publication as the catalog shows it.
+type Publication struct {
+	Name string
+	// OID tells a publication from another that was made under its name later,
+	// which would have left changes in between unsent.
+	OID                              uint32
+	AllTables                        bool
+	Insert, Update, Delete, Truncate bool
+	ViaRoot                          bool // changes of a partition arrive under the partitioned table's name
+}
+
+// ReadPublication looks a publication up. found is false when there is none.
+func ReadPublication(ctx context.Context, conn *pgx.Conn, name string) (p Publication, found bool, err error) {
+	err = conn.QueryRow(ctx, `
+		SELECT pubname::text, oid, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
+		FROM pg_publication WHERE pubname = $1`, name).
+		Scan(&p.Name, &p.OID, &p.AllTables, &p.Insert, &p.Update, &p.Delete, &p.Truncate, &p.ViaRoot)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Publication{}, false, nil
+	}
+	if err != nil {
+		return Publication{}, false, serverError("look up publication "+name, err, "")
+	}
+	return p, true, nil
+}
+
+// EnsurePublication checks the publication against the tables, or makes it when
+// there is none and create is set. Call it before EnsureSlot, and use Setup to
+// have the order kept. An existing publication is never altered: the error says
+// what to run.
+func EnsurePublication(ctx context.Context, conn *pgx.Conn, name string, create bool, tables []tableUse) error {
+	_, found, err := ReadPublication(ctx, conn, name)
+	if err != nil {
+		return err
+	}
+	if found {
+		findings, err := CheckPublication(ctx, conn, name, tables)
+		if err != nil {
+			return err
+		}
+		return FatalError(findings)
+	}
+	if !create {
+		return &ConfigError{Op: "look up publication " + name, Problem: "refused", Err: ErrPublicationMissing,
+			Fix: createPublicationSQL(name, tables) + "\nor set source.publication.create_if_not_exists: true"}
+	}
+	// Publishing a table that has no identity makes the application's own writes
+	// fail, so the tables are looked at before and not after.
+	findings, err := CheckCatalog(ctx, conn, tables)
+	if err != nil {
+		return err
+	}
+	if err := FatalError(findings); err != nil {
+		return err
+	}
+	return createPublication(ctx, conn, name, tables)
+}
+
+func createPublicationSQL(name string, tables []tableUse) string {
+	var b strings.Builder
+	b.WriteString("CREATE PUBLICATION " + sqlName(name))
+	// Without tables it still carries logical messages.
+	if len(tables) > 0 {
+		b.WriteString(" FOR TABLE " + tableList(tables))
+	}
+	b.WriteString(" WITH (publish = '" + publishAll + "', publish_via_partition_root = true);")
+	return b.String()
+}
+
+func tableList(tables []tableUse) string {
+	names := make([]string, len(tables))
+	for i, u := range tables {
+		names[i] = qualified(u.Schema, u.Table)
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
+}
+
+func createPublication(ctx context.Context, conn *pgx.Conn, name string, tables []tableUse) error {
+	op := "create publication " + name
+	sql := createPublicationSQL(name, tables)
+	_, err := conn.Exec(ctx, sql)
+	if err == nil {
+		return nil
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42710" { // duplicate_object
+		return &UnavailableError{Op: op, Err: err, Hint: "another process has just made it"}
+	}
+	server, serverErr := ReadServer(ctx, conn)
+	if serverErr != nil {
+		return serverError(op, err, "have the tables' owner run:\n"+sql)
+	}
+	return serverError(op, err, "GRANT CREATE ON DATABASE "+sqlName(server.Database)+" TO "+sqlName(server.Role)+
+		";  -- and the role must own the tables\nor have their owner run:\n"+sql)
+}
+
+// CheckPublication compares an existing publication with what the mappings need.
+// It takes the server's own word (pg_publication_tables) for what is published,
+// however that came about: single tables, schemas or all tables.
+func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables []tableUse) ([]Finding, error) {
+	p, found, err := ReadPublication(ctx, conn, name)
+	if err != nil {
+		return nil, err
+	}
+	pub := sqlName(name)
+	if !found {
+		return []Finding{{Severity: SeverityFatal, Problem: ErrPublicationMissing.Error(), Fix: createPublicationSQL(name, tables)}}, nil
+	}
+	members, err := readMembers(ctx, conn, name, tables)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	if missing := p.missingActions(tables); len(missing) > 0 {
+		findings = append(findings, Finding{Severity: SeverityFatal,
+			Problem: fmt.Sprintf("%s does not publish %s, so such changes would invalidate nothing", name, strings.Join(missing, ", ")),
+			Fix:     "ALTER PUBLICATION " + pub + " SET (publish = '" + publishAll + "');"})
+	}
+	if p.AllTables {
+		findings = append(findings, Finding{Severity: SeverityNotice,
+			Problem: name + " is FOR ALL TABLES: changes of tables that nothing maps are sent as well, and a table without a replica identity refuses UPDATE and DELETE",
+			Fix:     "a publication of its own for the mapped tables:\n" + createPublicationSQL(name, tables)})
+	}
+	viaRootSaid := false
+	var absent []tableUse
+	for i, u := range tables {
+		add := func(problem, fix string) {
+			findings = append(findings, Finding{Severity: SeverityFatal, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
+		}
+		m := members[i]
+		if m.partitioned && !p.ViaRoot && !viaRootSaid {
+			viaRootSaid = true
+			add("it is partitioned, and publication "+name+" sends its changes under the partitions' names",
+				"ALTER PUBLICATION "+pub+" SET (publish_via_partition_root = true);")
+			continue
+		}
+		if !m.published {
+			if !m.partitioned || p.ViaRoot {
+				absent = append(absent, u)
+			}
+			continue
+		}
+		readd := "BEGIN; ALTER PUBLICATION " + pub + " DROP TABLE " + qualified(u.Schema, u.Table) +
+			"; ALTER PUBLICATION " + pub + " ADD TABLE " + qualified(u.Schema, u.Table) + "; COMMIT;"
+		if m.filtered {
+			add("publication "+name+" has a row filter on it: rows outside of it would change unseen, and updates arrive as inserts or deletes without the old row", readd)
+		}
+		var lacks []string
+		for _, c := range u.Columns {
+			// A column that the table itself lacks is CheckCatalog's to report.
+			if slices.Contains(m.tableColumns, c) && !slices.Contains(m.columns, c) {
+				lacks = append(lacks, c)
+			}
+		}
+		if len(lacks) > 0 {
+			add(fmt.Sprintf("publication %s does not send its column %s, which mappings use", name, strings.Join(lacks, ", ")), readd)
+		}
+	}
+	for _, u := range absent {
+		findings = append(findings, Finding{Severity: SeverityFatal, Schema: u.Schema, Table: u.Table,
+			Problem: "publication " + name + " does not have it, so its changes would invalidate nothing",
+			Fix:     "ALTER PUBLICATION " + pub + " ADD TABLE " + tableList(absent) + ";"})
+	}
+	return findings, nil
+}
+
+func (p Publication) missingActions(tables []tableUse) []string {
+	var missing []string
+	truncate := slices.ContainsFunc(tables, func(u tableUse) bool { return u.Truncate })
+	for _, a := range []struct {
+		name            string
+		needed, present bool
+	}{
+		{"insert", len(tables) > 0, p.Insert},
+		{"update", len(tables) > 0, p.Update},
+		{"delete", len(tables) > 0, p.Delete},
+		{"truncate", truncate, p.Truncate},
+	} {
+		if a.needed && !a.present {
+			missing = append(missing, a.name)
+		}
+	}
+	return missing
+}
+
+// publicationMember is what a publication sends of one mapped table.
+type publicationMember struct {
+	partitioned, published, filtered bool
+	columns, tableColumns            []string
+}
+
+func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []tableUse) ([]publicationMember, error) {
+	op := "check publication " + name
+	members := make([]publicationMember, len(tables))
+	schemas, names := tableNames(tables)
+	rows, err := conn.Query(ctx, `
+		WITH p AS MATERIALIZED (
+		    SELECT schemaname, tablename, attnames, rowfilter FROM pg_publication_tables WHERE pubname = $1
+		)
+		SELECT u.n::int, coalesce(c.relkind = 'p', false), p.tablename IS NOT NULL, p.rowfilter IS NOT NULL,
+		       coalesce(p.attnames::text[], '{}'),
+		       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS u(schema, name, n)
+		LEFT JOIN pg_namespace s ON s.nspname = u.schema::name
+		LEFT JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = u.name::name
+		LEFT JOIN p ON p.schemaname = u.schema::name AND p.tablename = u.name::name`,
+		name, schemas, names)
+	if err != nil {
+		return nil, serverError(op, err, "")
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int
+		var m publicationMember
+		if err := rows.Scan(&n, &m.partitioned, &m.published, &m.filtered, &m.columns, &m.tableColumns); err != nil {
+			return nil, serverError(op, err, "")
+		}
+		members[n-1] = m
+	}
+	return members, serverError(op, rows.Err(), "")
+}

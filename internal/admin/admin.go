@@ -1,0 +1,213 @@
+// Package admin serves what operators and their monitoring ask a running daemon
+// over HTTP: whether it lives, whether it is ready, what is wrong and how to mend
+// it, and its metrics. It changes nothing.
+//
+//	/livez    200 unless the daemon is stuck so that only a restart helps
+//	/readyz   200 when every condition that counts for readiness holds
+//	/healthz  200 when every condition holds; all of them, with reason and fix
+//	/metrics  Prometheus
+//
+// The three health pages answer 503 otherwise, and a JSON object either way.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// DefaultAddr is reachable from this machine only: the pages need no password.
+const DefaultAddr = "127.0.0.1:9464"
+
+// Limits of one request. The daemon works in a small memory budget, which a slow
+// or greedy client must not be able to spend.
+const (
+	readTimeout      = 5 * time.Second
+	writeTimeout     = 30 * time.Second
+	idleTimeout      = 60 * time.Second
+	maxHeaderBytes   = 16 << 10
+	shutdownTimeout  = 5 * time.Second
+	maxScrapesAtOnce = 3
+)
+
+// Condition is one thing that must hold for the daemon to keep its promise.
+type Condition struct {
+	Name   string    `json:"name"`
+	OK     bool      `json:"ok"`
+	Reason string    `json:"reason,omitempty"` // why it does not hold, or what should be known although it does
+	Fix    string    `json:"fix,omitempty"`    // what to do about it
+	Since  time.Time `json:"since,omitzero"`   // when OK last changed
+	Ready  bool      `json:"ready"`            // counts for /readyz
+}
+
+// Health is asked at each request, from several goroutines at once; it must
+// answer without waiting for a server.
+type Health interface {
+	Conditions() []Condition
+}
+
+// Liveness may be implemented by a Health as well. An error means that the daemon
+// is stuck and that a restart would help; a server that is away is no such error.
+type Liveness interface {
+	Live() error
+}
+
+// Options configures a Server.
+type Options struct {
+	Addr     string // DefaultAddr when empty
+	Health   Health
+	Registry *prometheus.Registry // what /metrics shows; gains a metric of the conditions
+	Logger   *slog.Logger
+}
+
+// Server is the HTTP side of a daemon.
+type Server struct {
+	o          Options
+	listener   net.Listener
+	http       *http.Server
+	conditions *conditionCollector
+}
+
+// Listen takes the address, so that one in use is an error at the start and not
+// in the middle of the work. Run or Close must follow.
+func Listen(ctx context.Context, o Options) (*Server, error) {
+	if o.Addr == "" {
+		o.Addr = DefaultAddr
+	}
+	if o.Registry == nil {
+		o.Registry = prometheus.NewRegistry()
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", o.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for HTTP on %s: %w (give another address with --http)", o.Addr, err)
+	}
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+		o.Logger.Warn("status pages and metrics can be read from other machines, without a password", "address", l.Addr().String())
+	}
+	s := &Server{o: o, listener: l, conditions: newConditionCollector(o.Health)}
+	if err := o.Registry.Register(s.conditions); err != nil {
+		_ = l.Close() // the error below is the one to report
+		return nil, fmt.Errorf("register the metric of the conditions: %w", err)
+	}
+	s.http = &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: readTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// Addr is the address that the server listens on, with its port.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Close gives the address back without having served.
+func (s *Server) Close() error {
+	s.o.Registry.Unregister(s.conditions)
+	return s.listener.Close()
+}
+
+// Run serves until ctx ends, lets requests that are under way finish, and returns
+// nil. Any other end is an error.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.o.Registry.Unregister(s.conditions)
+	done := make(chan error, 1)
+	go func() { done <- s.http.Serve(s.listener) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve HTTP on %s: %w", s.Addr(), err)
+	case <-ctx.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := s.http.Shutdown(ctx); err != nil {
+		_ = s.http.Close() // whoever is still reading has had their time
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP on %s: %w", s.Addr(), err)
+	}
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", s.livez)
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		s.report(w, func(c Condition) bool { return c.Ready })
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		s.report(w, func(Condition) bool { return true })
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{
+		ErrorLog:            slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelWarn),
+		ErrorHandling:       promhttp.ContinueOnError, // one broken collector must not hide the others
+		MaxRequestsInFlight: maxScrapesAtOnce,
+	}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprint(w, "cdc-invalidator\n\n/livez\n/readyz\n/healthz\n/metrics\n")
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// answer is the body of the health pages.
+type answer struct {
+	Status     string      `json:"status"` // ok or failed
+	Reason     string      `json:"reason,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+func (s *Server) livez(w http.ResponseWriter, _ *http.Request) {
+	if l, ok := s.o.Health.(Liveness); ok {
+		if err := l.Live(); err != nil {
+			write(w, answer{Status: "failed", Reason: err.Error()})
+			return
+		}
+	}
+	write(w, answer{Status: "ok"})
+}
+
+func (s *Server) report(w http.ResponseWriter, include func(Condition) bool) {
+	a := answer{Status: "ok"}
+	for _, c := range s.o.Health.Conditions() {
+		if !include(c) {
+			continue
+		}
+		a.Conditions = append(a.Conditions, c)
+		if !c.OK {
+			a.Status = "failed"
+		}
+	}
+	// A daemon that says nothing of itself has not begun yet.
+	if len(a.Conditions) == 0 {
+		a = answer{Status: "failed", Reason: "starting"}
+	}
+	write(w, a)
+}
+
+func write(w http.ResponseWriter, a answer) {
+	w.Header().Set("Content-Type", "application/json")
+	if a.Status != "ok" {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false) // fixes are SQL
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(a) // the client has gone; there is nobody to tell
+}

@@ -1,0 +1,27 @@
+package admin
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// conditionCollector shows the conditions as a metric, so that one alert covers
+// them all, those of later versions included.
+type conditionCollector struct {
+	health Health
+	desc   *prometheus.Desc
+}
+
+func newConditionCollector(h Health) *conditionCollector {
+	return &conditionCollector{health: h, desc: prometheus.NewDesc("cdc_invalidator_condition",
+		"1 while the condition holds, 0 while it does not; /healthz has the reason and the fix.", []string{"condition"}, nil)}
+}
+
+func (c *conditionCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+func (c *conditionCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, cond := range c.health.Conditions() {
+		v := 0.0
+		if cond.OK {
+			v = 1
+		}
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, v, cond.Name)
+	}
+}

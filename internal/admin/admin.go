@@ -64,79 +64,79 @@ type Liveness interface {
 type Options struct {
 	Addr     string // DefaultAddr when empty
 	Health   Health
-	Registry *prometheus.Registry // what /metrics shows; gains a metric of the conditions
+	Gatherer prometheus.Gatherer // what /metrics shows, beside the conditions
 	Logger   *slog.Logger
 }
 
 // Server is the HTTP side of a daemon.
 type Server struct {
-	o          Options
-	listener   net.Listener
-	http       *http.Server
-	conditions *conditionCollector
+	o        Options
+	gatherer prometheus.Gatherer
+	listener net.Listener
 }
 
-// Listen takes the address, so that one in use is an error at the start and not
-// in the middle of the work. Run or Close must follow.
-func Listen(ctx context.Context, o Options) (*Server, error) {
+// NewServer makes a server; Run runs it.
+func NewServer(o Options) *Server {
 	if o.Addr == "" {
 		o.Addr = DefaultAddr
 	}
-	if o.Registry == nil {
-		o.Registry = prometheus.NewRegistry()
+	// A registry of its own, so that several servers of one process do not meet.
+	conditions := prometheus.NewRegistry()
+	conditions.MustRegister(newConditionCollector(o.Health))
+	gatherers := prometheus.Gatherers{conditions}
+	if o.Gatherer != nil {
+		gatherers = append(gatherers, o.Gatherer)
 	}
+	return &Server{o: o, gatherer: gatherers}
+}
+
+// Listen takes the address, if somebody wants to know it before Run, which calls
+// Listen otherwise. After it, Run must be called.
+func (s *Server) Listen(ctx context.Context) (net.Addr, error) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", o.Addr)
+	l, err := lc.Listen(ctx, "tcp", s.o.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("listen for HTTP on %s: %w (give another address with --http)", o.Addr, err)
+		return nil, fmt.Errorf("listen for HTTP on %s: %w (give another address with --http)", s.o.Addr, err)
 	}
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
-		o.Logger.Warn("status pages and metrics can be read from other machines, without a password", "address", l.Addr().String())
+		s.o.Logger.Warn("status pages and metrics can be read from other machines, without a password", "address", l.Addr().String())
 	}
-	s := &Server{o: o, listener: l, conditions: newConditionCollector(o.Health)}
-	if err := o.Registry.Register(s.conditions); err != nil {
-		_ = l.Close() // the error below is the one to report
-		return nil, fmt.Errorf("register the metric of the conditions: %w", err)
+	s.listener = l
+	return l.Addr(), nil
+}
+
+// Run serves until ctx ends, lets requests that are under way finish, and returns
+// nil. Any other end is an error, an address in use among them.
+func (s *Server) Run(ctx context.Context) error {
+	if s.listener == nil {
+		if _, err := s.Listen(ctx); err != nil {
+			return err
+		}
 	}
-	s.http = &http.Server{
+	server := &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelDebug),
 	}
-	return s, nil
-}
-
-// Addr is the address that the server listens on, with its port.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
-
-// Close gives the address back without having served.
-func (s *Server) Close() error {
-	s.o.Registry.Unregister(s.conditions)
-	return s.listener.Close()
-}
-
-// Run serves until ctx ends, lets requests that are under way finish, and returns
-// nil. Any other end is an error.
-func (s *Server) Run(ctx context.Context) error {
-	defer s.o.Registry.Unregister(s.conditions)
 	done := make(chan error, 1)
-	go func() { done <- s.http.Serve(s.listener) }()
+	go func() { done <- server.Serve(s.listener) }()
+	s.o.Logger.Info("serving status pages and metrics", "address", s.listener.Addr().String())
 	select {
 	case err := <-done:
-		return fmt.Errorf("serve HTTP on %s: %w", s.Addr(), err)
+		return fmt.Errorf("serve HTTP on %s: %w", s.o.Addr, err)
 	case <-ctx.Done():
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
-	if err := s.http.Shutdown(ctx); err != nil {
-		_ = s.http.Close() // whoever is still reading has had their time
+	if err := server.Shutdown(ctx); err != nil {
+		_ = server.Close() // whoever is still reading has had their time
 	}
 	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve HTTP on %s: %w", s.Addr(), err)
+		return fmt.Errorf("serve HTTP on %s: %w", s.o.Addr, err)
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		s.report(w, func(Condition) bool { return true })
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.gatherer, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError, // one broken collector must not hide the others
 		MaxRequestsInFlight: maxScrapesAtOnce,

@@ -169,8 +169,12 @@ func TestHeartbeatDoesNotWaitForAStandby(t *testing.T) {
 	db.Exec(t, "CREATE PUBLICATION pub", createSlotSQL("s"), "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
 	defer db.Exec(t, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
 	conn := controlConn(t, db.URL)
+	began := time.Now()
 	h := startHeartbeat(t, db.URL, HeartbeatOptions{Interval: 20 * time.Millisecond})
 	contents := waitForHeartbeats(t, conn, "s", 3)
+	if d := time.Since(began); d >= heartbeatTimeout {
+		t.Errorf("three heartbeats took %s: each waited until it was given up", d)
+	}
 	if _, ok := h.Observe(contents[2]); !ok {
 		t.Error("it does not count")
 	}

@@ -72,6 +72,9 @@ type Relation struct {
 	Columns         []Column
 }
 
+// String is schema.name, for people.
+func (rel *Relation) String() string { return rel.Namespace + "." + rel.Name }
+
 // Column is one published column, in attribute order.
 type Column struct {
 	Name    string

@@ -32,9 +32,10 @@ type Batch struct {
 	// must not be able to choose collisions.
 	seed maphash.Seed
 
-	position Position
-	complete bool
-	stats    Stats
+	position  Position
+	complete  bool
+	freshAsOf time.Time
+	stats     Stats
 }
 
 // Stats counts what went into a batch, before coalescing.
@@ -98,6 +99,10 @@ func (b *Batch) Highest() lsn.LSN { return b.highest }
 // Position is the newest boundary that is reached once this batch and all before
 // it are applied; false when the batch ends no transaction.
 func (b *Batch) Position() (Position, bool) { return b.position, b.complete }
+
+// FreshAsOf is the time of the newest heartbeat in the batch: once it and all
+// before it are applied, nothing that was visible then is missing. Zero without one.
+func (b *Batch) FreshAsOf() time.Time { return b.freshAsOf }
 
 // Txns are the transactions that have entries here, in commit order.
 func (b *Batch) Txns() []Txn { return b.txns }
@@ -173,6 +178,7 @@ func (b *Batch) reset() {
 	b.entries, b.arena, b.txns = b.entries[:0], b.arena[:0], b.txns[:0]
 	clear(b.index)
 	b.lookups, b.highest, b.complete, b.position, b.stats = 0, 0, false, Position{}, Stats{}
+	b.freshAsOf = time.Time{}
 }
 
 func (b *Batch) hash(inv *mapping.Invalidation, lookupID string) uint32 {

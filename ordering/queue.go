@@ -2,8 +2,11 @@ package ordering
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
@@ -13,15 +16,17 @@ import (
 // the next (group commit: nothing waits on a timer when there is nothing to wait
 // for). The filling side calls Lock, any of the other methods, Unlock.
 type Queue struct {
-	mu    sync.Mutex
-	fill  *Batch
-	spare *Batch
-	tx    Txn
-	open  bool     // inside a transaction
-	end   Position // newest boundary seen
+	mu      sync.Mutex
+	fill    *Batch
+	spare   *Batch
+	tx      Txn
+	open    bool     // inside a transaction
+	end     Position // newest boundary seen
+	ungated lsn.LSN  // invalidations added after it that belong to no transaction
 
-	ready chan struct{} // fill has something to take
-	space chan struct{} // fill was taken
+	ready  chan struct{} // fill has something to take
+	space  chan struct{} // fill was taken
+	closed chan struct{}
 }
 
 // NewQueue returns an empty queue. start is the position to count from.
@@ -29,6 +34,7 @@ func NewQueue(start Position) *Queue {
 	return &Queue{
 		fill: NewBatch(), spare: NewBatch(), end: start,
 		ready: make(chan struct{}, 1), space: make(chan struct{}, 1),
+		closed: make(chan struct{}),
 	}
 }
 
@@ -56,9 +62,13 @@ func (q *Queue) Open() bool { return q.open }
 // Row counts a row of the open transaction.
 func (q *Queue) Row() { q.fill.stats.Rows++ }
 
-// Commit closes the transaction.
-func (q *Queue) Commit(end Position) {
-	q.open = false
+// Commit closes the transaction. beat, when set, is the time at which the
+// heartbeat that the transaction carried was sent.
+func (q *Queue) Commit(end Position, beat time.Time) {
+	q.open, q.ungated = false, 0
+	if !beat.IsZero() {
+		q.fill.freshAsOf = beat
+	}
 	q.end = end
 	q.fill.stats.Transactions++
 	q.fill.end(end)
@@ -77,11 +87,20 @@ func (q *Queue) Mark(p Position) {
 // Add puts an invalidation of the open transaction in.
 func (q *Queue) Add(inv *mapping.Invalidation) { q.fill.Add(&q.tx, inv) }
 
-// AddUngated puts in an invalidation that belongs to no transaction: of a
-// non-transactional message, or of a change that is known to be visible already.
-func (q *Queue) AddUngated(tx Txn, inv *mapping.Invalidation) {
-	tx.XID = 0
-	q.fill.Add(&tx, inv)
+// AddUngated puts in invalidations that belong to no transaction: of a
+// non-transactional message, or of something that is known to be visible
+// already. at is where in the log they stand; 0 is "now": after everything seen so far.
+func (q *Queue) AddUngated(at lsn.LSN, when time.Time, invs []mapping.Invalidation) {
+	if at == 0 {
+		// Version keys move for a higher position only, so two in a row must differ.
+		// The next commit's position is further away than a handful of these.
+		q.ungated++
+		at = q.end.EndLSN + q.ungated
+	}
+	tx := Txn{CommitLSN: at, CommitTime: when}
+	for i := range invs {
+		q.fill.Add(&tx, &invs[i])
+	}
 }
 
 // Full says that the filling side must wait on Space before it adds more.
@@ -90,12 +109,23 @@ func (q *Queue) Full() bool { return q.fill.Full() }
 // Space receives when a batch was taken. It may receive once too often.
 func (q *Queue) Space() <-chan struct{} { return q.space }
 
+// ErrClosed is what Take returns once the queue is closed and empty.
+var ErrClosed = errors.New("the queue is closed")
+
+// Close says that nothing more will be added.
+func (q *Queue) Close() { close(q.closed) }
+
 // Take waits for a batch with something in it. The taker owns it until Release.
 // Only one batch may be out at a time.
 func (q *Queue) Take(ctx context.Context) (*Batch, error) {
 	for {
 		select {
 		case <-q.ready:
+		case <-q.closed:
+			if b := q.TryTake(); b != nil {
+				return b, nil
+			}
+			return nil, ErrClosed
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -1,6 +1,7 @@
 package ordering
 
 import (
+	"sync"
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
@@ -8,8 +9,9 @@ import (
 
 // Window decides how far the log may be confirmed: up to what was checkpointed
 // at least its length ago. A Redis failover loses writes that were acknowledged;
-// what the slot still holds can be applied again.
+// what the slot still holds can be applied again. Safe for concurrent use.
 type Window struct {
+	mu     sync.Mutex
 	length time.Duration
 	step   time.Duration
 	marks  []mark // oldest first, at most one per step
@@ -33,6 +35,8 @@ func NewWindow(length time.Duration) *Window {
 
 // Add says that everything below end was checkpointed at the time at.
 func (w *Window) Add(at time.Time, end lsn.LSN) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.length == 0 {
 		w.done = max(w.done, end)
 		return
@@ -46,6 +50,8 @@ func (w *Window) Add(at time.Time, end lsn.LSN) {
 
 // Confirmable is the position that may be confirmed now.
 func (w *Window) Confirmable(now time.Time) lsn.LSN {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	n := 0
 	for n < len(w.marks) && now.Sub(w.marks[n].at) >= w.length {
 		w.done = max(w.done, w.marks[n].end)

@@ -1,0 +1,247 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
+)
+
+// checkpointPause is for how long the checkpoint waits for a moment without work
+// before it is stored in between.
+const checkpointPause = 20 * time.Millisecond
+
+// applier takes batches from the queue, waits for their transactions to become
+// visible, applies them to Redis, and stores how far it got. Whatever fails is
+// tried again until it succeeds or the session has to begin anew; nothing is passed over.
+type applier struct {
+	d        *daemon
+	queue    *ordering.Queue
+	epoch    replication.Epoch
+	query    *replication.QueryConn
+	gate     *ordering.Gate
+	lookups  *ordering.Lookups
+	resolved *ordering.Batch // what lookups bring
+	window   *ordering.Window
+
+	pending   ordering.Position // applied, not yet checkpointed
+	unsaved   bool
+	savedAt   time.Time
+	freshAsOf time.Time
+}
+
+// run applies until the queue is closed and empty, and returns nil then.
+func (a *applier) run(ctx context.Context) error {
+	defer func() {
+		if a.query != nil {
+			a.query.Close(ctx)
+		}
+	}()
+	for {
+		b := a.queue.TryTake()
+		if b == nil {
+			// Nothing to do: the moment for the checkpoint.
+			if err := a.save(ctx); err != nil {
+				return err
+			}
+			var err error
+			if b, err = a.queue.Take(ctx); err != nil {
+				if errors.Is(err, ordering.ErrClosed) {
+					return nil
+				}
+				return err
+			}
+		}
+		err := a.apply(ctx, b)
+		a.queue.Release(b)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
+	failpoint.Hit(failpoint.Taken)
+	if b.Len() > 0 {
+		if err := a.pass(ctx, b); err != nil {
+			return err
+		}
+		failpoint.Hit(failpoint.Gated)
+		if err := a.send(ctx, b); err != nil {
+			return err
+		}
+		failpoint.Hit(failpoint.Applied)
+	}
+	if p, ok := b.Position(); ok {
+		if f := b.FreshAsOf(); !f.IsZero() {
+			a.freshAsOf = f
+		}
+		if !a.freshAsOf.IsZero() {
+			p.CommitTime = a.freshAsOf // exact, where a commit's own time is taken a little early
+		}
+		a.pending, a.unsaved = p, true
+	}
+	a.d.applied(b, a.freshAsOf)
+	// Under load it rides along with the next batch; but not for ever, since
+	// nothing is confirmed before it is stored.
+	if time.Since(a.savedAt) >= checkpointPause {
+		return a.save(ctx)
+	}
+	return nil
+}
+
+// pass waits at the visibility gate.
+func (a *applier) pass(ctx context.Context, b *ordering.Batch) error {
+	return a.retry(ctx, conditionSource, func() error {
+		if err := a.connect(ctx); err != nil {
+			return err
+		}
+		began := time.Now()
+		repeats, err := a.gate.Wait(ctx, b)
+		if repeats > 0 {
+			a.d.metrics.gateWait.Observe(time.Since(began).Seconds())
+		}
+		return a.sourceError(ctx, err)
+	})
+}
+
+// send applies the batch, lookups first: they only add entries.
+func (a *applier) send(ctx context.Context, b *ordering.Batch) error {
+	toRedis := func(b *ordering.Batch) error {
+		return a.retry(ctx, conditionRedis, func() error { return a.d.sink.Apply(ctx, b) })
+	}
+	if err := a.retry(ctx, conditionSource, func() error {
+		if err := a.connect(ctx); err != nil {
+			return err
+		}
+		var redis error
+		err := a.lookups.Resolve(ctx, b, a.resolved, a.gate.Snapshot(), func(b *ordering.Batch) error {
+			redis = toRedis(b)
+			return redis
+		})
+		if redis != nil {
+			return backoff.Permanent(redis)
+		}
+		return a.sourceError(ctx, err)
+	}); err != nil {
+		return err
+	}
+	return toRedis(b)
+}
+
+// save stores the checkpoint of what is applied.
+func (a *applier) save(ctx context.Context) error {
+	if !a.unsaved {
+		return nil
+	}
+	err := a.retry(ctx, conditionRedis, func() error {
+		return a.d.sink.Checkpoint(ctx, sink.Checkpoint{Position: a.pending, SystemID: a.epoch.SystemID})
+	})
+	if err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.Checkpointed)
+	a.unsaved, a.savedAt = false, time.Now()
+	a.window.Add(a.savedAt, a.pending.EndLSN)
+	return nil
+}
+
+// connect makes the ordinary connection when there is none.
+func (a *applier) connect(ctx context.Context) error {
+	if a.query != nil {
+		return nil
+	}
+	q, err := replication.OpenQueryConn(ctx, a.d.file.Source.URL.Reveal(), a.epoch)
+	if err != nil {
+		if errors.Is(err, replication.ErrSourceChanged) {
+			return backoff.Permanent(err)
+		}
+		return err
+	}
+	lookups, err := ordering.NewLookups(querier{q}, a.d.lookupRefused)
+	if err != nil {
+		q.Close(ctx)
+		return backoff.Permanent(err)
+	}
+	a.query, a.gate, a.lookups = q, ordering.NewGate(querier{q}), lookups
+	return nil
+}
+
+// sourceError gives the connection up after an error, so that the next attempt
+// makes a new one.
+func (a *applier) sourceError(ctx context.Context, err error) error {
+	if err != nil {
+		a.query.Close(ctx)
+		a.query = nil
+	}
+	return err
+}
+
+// retry runs try until it succeeds, the session must begin anew, or ctx ends.
+func (a *applier) retry(ctx context.Context, condition string, try func() error) error {
+	err := try()
+	if err == nil {
+		return nil
+	}
+	pause := newBackOff()
+	for {
+		var permanent *backoff.PermanentError
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.As(err, &permanent):
+			return permanent.Unwrap()
+		case errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNotAttached):
+			return err
+		}
+		a.d.failing(condition, err)
+		timer := time.NewTimer(pause.NextBackOff())
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		if err = try(); err == nil {
+			a.d.working(condition)
+			return nil
+		}
+	}
+}
+
+// newBackOff is the pause between attempts: short at first, since most outages
+// are, and never long enough to matter once the server is back.
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 20 * time.Millisecond
+	b.MaxInterval = 2 * time.Second
+	b.Multiplier = 2
+	b.RandomizationFactor = 0.5
+	return b
+}
+
+// querier fits the source connection to what package ordering asks for.
+type querier struct{ q *replication.QueryConn }
+
+func (q querier) ReadSnapshot(ctx context.Context) (ordering.Snapshot, error) {
+	text, err := q.q.Snapshot(ctx)
+	if err != nil {
+		return ordering.Snapshot{}, err
+	}
+	return ordering.ParseSnapshot(text)
+}
+
+func (q querier) Query(ctx context.Context, sql string, params [][]byte, maxRows int) ([]string, [][][]byte, error) {
+	columns, rows, err := q.q.Query(ctx, sql, params, maxRows)
+	if errors.Is(err, replication.ErrQueryRefused) {
+		err = fmt.Errorf("%w: %w", ordering.ErrQueryRefused, err)
+	}
+	return columns, rows, err
+}

@@ -1,0 +1,184 @@
+// Package daemon wires the stages together and keeps them running.
+//
+//	Run: loads the file, serves the admin API, and attaches again and again
+//	session: one attachment to the slot and to Redis, until either changes
+//	  receiver goroutine:  Stream -> Decoder -> Table.Map -> Queue
+//	  applier goroutine:   Queue -> Gate -> Redis -> checkpoint -> confirmable
+//	  heartbeat and catalog watcher, each on its own connection
+//
+// Invariants that have caused bugs elsewhere:
+//   - Only the receiver touches the replication connection. It waits for the
+//     applier in Stream.Hold, which keeps answering the server.
+//   - A session ends, and a new one decides afresh between replay and gap, on
+//     every change of who Postgres or Redis is. Nothing is patched up in flight.
+//   - What is confirmed was checkpointed before, and is behind it by the replay
+//     window; what is checkpointed was applied before; what is applied was visible before.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/admin"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
+)
+
+// Options configures Run.
+type Options struct {
+	Config     string        // path of the mappings file
+	File       *mapping.File // instead of Config, for embedding; cannot be reloaded
+	HTTP       string        // address of the admin API; empty for none
+	Logger     *slog.Logger
+	Reload     <-chan struct{}      // asks for a reload of Config
+	Registry   *prometheus.Registry // nil for one of its own
+	OnApplied  func(Applied)        // called by the applier after each batch; must be quick
+	OnAttached func()               // called whenever streaming begins
+}
+
+// Applied describes one batch that Redis has acknowledged.
+type Applied struct {
+	At      time.Time
+	Stats   ordering.Stats
+	Keys    int            // entries after coalescing
+	Txns    []ordering.Txn // those with entries; valid during the call
+	Latency func(ordering.Txn) time.Duration
+}
+
+type daemon struct {
+	o       Options
+	log     *slog.Logger
+	file    *mapping.File
+	plan    atomic.Pointer[mapping.Plan] // replaced by a reload; the receiver follows
+	sink    *sink.Redis
+	metrics *metrics
+	health  *health
+
+	heartbeat *replication.Heartbeat
+	watcher   atomic.Pointer[replication.CatalogWatcher]
+	// clockOffset is the database's clock minus ours, in nanoseconds, so that
+	// commit times can be compared with now.
+	clockOffset atomic.Int64
+}
+
+// Run attaches to the slot and applies invalidations until ctx ends. Then it
+// finishes the batch in hand, stores the checkpoint, confirms, and returns nil. It
+// returns an error only for what trying again cannot mend at the start: a faulty
+// file, or a source that somebody has to change first. Once it has
+// streamed, it retries for ever and says so in its conditions.
+func Run(ctx context.Context, o Options) error {
+	d, err := newDaemon(o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := d.sink.Close(); err != nil {
+			d.log.Warn("close redis", "error", err)
+		}
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	if o.HTTP != "" {
+		server := admin.NewServer(admin.Options{Addr: o.HTTP, Health: d.health, Gatherer: d.metrics.registry, Logger: d.log})
+		g.Go(func() error { return server.Run(ctx) })
+	}
+	g.Go(func() error { return d.watchReload(ctx) })
+	g.Go(func() error { return d.attachForever(ctx) })
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
+		return nil
+	}
+	return err
+}
+
+func newDaemon(o Options) (*daemon, error) {
+	file := o.File
+	if file == nil {
+		var err error
+		if file, err = mapping.Load(o.Config); err != nil {
+			return nil, err
+		}
+	}
+	if faults := file.NotInForce(); len(faults) > 0 {
+		return nil, faults
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Registry == nil {
+		o.Registry = prometheus.NewRegistry()
+	}
+	d := &daemon{o: o, log: o.Logger, file: file}
+	d.plan.Store(plan)
+	d.metrics = newMetrics(o.Registry)
+	d.health = newHealth(d)
+	d.sink, err = sink.Open(sink.Options{
+		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
+		Logger: o.Logger, Registerer: o.Registry,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("redis.url: %w", err)
+	}
+	d.heartbeat = replication.NewHeartbeat(replication.HeartbeatOptions{
+		Connect:  d.connectFor("heartbeat"),
+		Interval: file.Source.Heartbeat,
+		Logger:   o.Logger,
+		Metrics:  d.metrics.control,
+	})
+	return d, nil
+}
+
+// now is the time by the database's clock.
+func (d *daemon) now() time.Time {
+	return time.Now().Add(time.Duration(d.clockOffset.Load()))
+}
+
+// applied reports a batch that Redis has acknowledged.
+func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
+	now := d.now()
+	d.metrics.applied(b, now)
+	d.health.progress(now, freshAsOf)
+	if d.o.OnApplied != nil {
+		d.o.OnApplied(Applied{
+			At: now, Stats: b.Stats(), Keys: b.Len(), Txns: b.Txns(),
+			Latency: func(t ordering.Txn) time.Duration { return now.Sub(t.CommitTime) },
+		})
+	}
+}
+
+func (d *daemon) failing(condition string, err error) {
+	if d.health.set(condition, false, err.Error(), fixFor(condition)) {
+		d.log.Warn("waiting for "+condition, "error", err)
+	}
+}
+
+func (d *daemon) working(condition string) {
+	if d.health.set(condition, true, "", "") {
+		d.log.Info(condition + " answers again")
+	}
+}
+
+func (d *daemon) lookupRefused(family string, err error) {
+	d.metrics.lookupsRefused.Inc()
+	d.log.Warn("a for_each query failed; its whole family was invalidated instead", "family", family, "error", err)
+}
+
+// tableBound tells of columns that the log will not carry.
+func (d *daemon) tableBound(rel *decoder.Relation, t *mapping.Table) {
+	for _, p := range t.Problems() {
+		d.log.Warn("changes of this table will invalidate more than they need to", "table", rel.String(), "problem", p.String())
+	}
+}

@@ -1,0 +1,232 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+)
+
+// receiver reads the log, decodes and maps it, and fills the queue. It is the one
+// goroutine that owns the replication connection.
+type receiver struct {
+	d        *daemon
+	stream   *replication.Stream
+	dec      *decoder.Decoder
+	queue    *ordering.Queue
+	window   *ordering.Window
+	timeline uint32
+	// Transactions at or below skip were applied before this attachment.
+	skip lsn.LSN
+
+	plan   *mapping.Plan
+	tables map[*decoder.Relation]*mapping.Table
+	byID   map[uint32]*decoder.Relation // as last described, to notice DDL
+	last   *decoder.Relation            // of the last change, with its table
+	table  *mapping.Table
+
+	tx       ordering.Txn
+	skipping bool
+	out      mapping.Output
+	beat     time.Time // of the newest heartbeat in the open transaction
+}
+
+func (r *receiver) run(ctx context.Context) error {
+	for {
+		r.confirm()
+		if err := r.stream.Fill(ctx); err != nil {
+			return err
+		}
+		failpoint.Hit(failpoint.Received)
+		if err := r.drain(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// confirm hands on what may be confirmed by now; the stream tells Postgres with
+// its next status update.
+func (r *receiver) confirm() { r.stream.Confirm(r.window.Confirmable(time.Now())) }
+
+// farewell confirms what the applier finished after the stream was left, so that
+// less is sent again at the next start.
+func (r *receiver) farewell() error {
+	r.confirm()
+	failpoint.Hit(failpoint.Confirming)
+	err := r.stream.Flush()
+	failpoint.Hit(failpoint.Confirmed)
+	return err
+}
+
+// drain handles everything that is buffered, with the queue locked but for the
+// times when it is full.
+func (r *receiver) drain(ctx context.Context) error {
+	r.queue.Lock()
+	locked := true
+	defer func() {
+		if locked {
+			r.queue.Unlock()
+		}
+	}()
+	for {
+		data, ok, err := r.stream.Next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		if err := r.handle(data); err != nil {
+			return err
+		}
+		for r.queue.Full() {
+			r.queue.Unlock()
+			locked = false
+			r.d.metrics.backpressure.Inc()
+			if err := r.stream.Hold(ctx, r.queue.Space()); err != nil {
+				return err
+			}
+			r.confirm()
+			r.queue.Lock()
+			locked = true
+		}
+	}
+	if !r.queue.Open() && !r.skipping {
+		r.reload()
+		r.queue.Mark(ordering.Position{Timeline: r.timeline, EndLSN: r.stream.KeepaliveLSN()})
+	}
+	return nil
+}
+
+func (r *receiver) handle(data []byte) error {
+	m, err := r.dec.Decode(data)
+	if err != nil {
+		return err
+	}
+	switch m.Kind {
+	case decoder.KindChange:
+		if r.skipping {
+			return nil
+		}
+		r.queue.Row()
+		rel := m.Change.Relation
+		if rel != r.last {
+			r.last, r.table = rel, r.tables[rel]
+		}
+		if r.table == nil {
+			return nil
+		}
+		r.out.Reset()
+		r.table.Map(&m.Change, &r.out)
+		r.add()
+	case decoder.KindBegin:
+		r.skipping = m.Begin.CommitLSN <= r.skip
+		if r.skipping {
+			return nil
+		}
+		r.tx = ordering.Txn{XID: m.Begin.XID, CommitLSN: m.Begin.CommitLSN, CommitTime: m.Begin.CommitTime}
+		r.beat = time.Time{}
+		r.queue.Begin(r.tx)
+	case decoder.KindCommit:
+		if r.skipping {
+			r.skipping = false
+			return nil
+		}
+		r.queue.Commit(ordering.Position{
+			Timeline: r.timeline, CommitLSN: m.Commit.CommitLSN, EndLSN: m.Commit.EndLSN, CommitTime: m.Commit.CommitTime,
+		}, r.beat)
+		r.reload()
+		failpoint.Hit(failpoint.Decoded)
+	case decoder.KindRelation:
+		r.bind(m.Relation)
+	case decoder.KindTruncate:
+		if r.skipping {
+			return nil
+		}
+		r.out.Reset()
+		for _, rel := range m.Truncate.Relations {
+			if t := r.tables[rel]; t != nil {
+				t.Truncate(&r.out)
+			}
+		}
+		r.add()
+	case decoder.KindLogical:
+		r.message(&m.Logical)
+	}
+	return nil
+}
+
+// add queues what r.out holds, as part of the open transaction.
+func (r *receiver) add() {
+	for i := range r.out.Invalidations {
+		r.queue.Add(&r.out.Invalidations[i])
+	}
+	r.d.metrics.widened(&r.out)
+}
+
+func (r *receiver) message(m *decoder.Logical) {
+	if m.Transactional && r.skipping {
+		return
+	}
+	if string(m.Prefix) == replication.HeartbeatPrefix {
+		if sent, ok := r.d.heartbeat.Observe(m.Content); ok && m.Transactional {
+			r.beat = sent
+		}
+		return
+	}
+	r.out.Reset()
+	r.plan.Message(m.Prefix, m.Content, &r.out)
+	if m.Transactional {
+		r.add()
+		return
+	}
+	// It came at once, before its transaction's end, which it knows nothing of.
+	r.queue.AddUngated(m.LSN, r.d.now(), r.out.Invalidations)
+	r.d.metrics.widened(&r.out)
+}
+
+// bind prepares a described relation for its changes. A definition that differs
+// from the one before means DDL in between; what it did to the rows is unknown,
+// so the table's families go.
+func (r *receiver) bind(rel *decoder.Relation) {
+	before := r.byID[rel.ID]
+	if before == rel {
+		return
+	}
+	r.byID[rel.ID] = rel
+	delete(r.tables, before)
+	r.last, r.table = nil, nil
+	t := r.plan.Bind(rel)
+	if t == nil {
+		return
+	}
+	r.tables[rel] = t
+	r.d.tableBound(rel, t)
+	if before != nil && !r.skipping {
+		r.out.Reset()
+		t.Invalidate(&r.out)
+		r.add()
+	}
+}
+
+// reload takes a new plan, if there is one, between two transactions.
+func (r *receiver) reload() {
+	plan := r.d.plan.Load()
+	if plan == r.plan {
+		return
+	}
+	r.plan = plan
+	clear(r.tables)
+	r.last, r.table = nil, nil
+	for rel := range r.dec.Relations {
+		if t := plan.Bind(rel); t != nil {
+			r.tables[rel] = t
+			r.d.tableBound(rel, t)
+		}
+	}
+}

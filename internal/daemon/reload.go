@@ -1,0 +1,80 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+)
+
+// watchReload reloads the mappings whenever it is asked to. Classes, keys and
+// mappings change; the connections, and where the slot is, need a restart.
+func (d *daemon) watchReload(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.o.Reload:
+		}
+		if err := d.reload(ctx); err != nil {
+			d.metrics.reloads.WithLabelValues("refused").Inc()
+			d.metrics.reloadOK.Set(0)
+			d.health.set(conditionMappings, false, err.Error(), fixFor(conditionMappings))
+			d.log.Error("the mappings were not reloaded; those from before are in force", "file", d.o.Config, "error", err)
+			continue
+		}
+		d.metrics.reloads.WithLabelValues("ok").Inc()
+		d.metrics.reloadOK.Set(1)
+		d.health.set(conditionMappings, true, "", "")
+		d.log.Info("mappings reloaded; they hold from the next transaction on", "file", d.o.Config)
+	}
+}
+
+// reload checks a new file as thoroughly as a start does before it hands the
+// plan to the receiver, which takes it between two transactions.
+func (d *daemon) reload(ctx context.Context) error {
+	if d.o.Config == "" {
+		return fmt.Errorf("the mappings did not come from a file")
+	}
+	file, err := mapping.Load(d.o.Config)
+	if err != nil {
+		return err
+	}
+	if faults := file.NotInForce(); len(faults) > 0 {
+		return faults
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		return err
+	}
+	if file.Source != d.file.Source || file.Redis != d.file.Redis {
+		d.log.Warn("source and redis settings are read at start only; restart to change them")
+	}
+	conn, err := replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), "reload")
+	if err != nil {
+		return err
+	}
+	defer closeConn(ctx, conn)
+	// What the watcher finds of added tables at its next look counts as known,
+	// so that look comes before the check.
+	if w := d.watcher.Load(); w != nil {
+		select {
+		case <-w.Watch(plan.Tables()):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	setup := d.setupOptions(plan)
+	setup.CreateSlot, setup.CreatePublication = false, false
+	result, err := replication.Setup(ctx, conn, setup)
+	if err != nil {
+		if w := d.watcher.Load(); w != nil {
+			w.Watch(d.plan.Load().Tables())
+		}
+		return err
+	}
+	d.findings(result.Findings)
+	d.plan.Store(plan)
+	return nil
+}

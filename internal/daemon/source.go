@@ -1,0 +1,126 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
+)
+
+func (d *daemon) connectFor(purpose string) func(context.Context) (*pgx.Conn, error) {
+	return func(ctx context.Context) (*pgx.Conn, error) {
+		return replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), purpose)
+	}
+}
+
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // given up, whatever it says
+}
+
+// measureClock notes how far the database's clock is from ours, so that commit
+// times can be compared with now.
+func (d *daemon) measureClock(ctx context.Context, conn *pgx.Conn) error {
+	var theirs time.Time
+	before := time.Now()
+	if err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&theirs); err != nil {
+		return fmt.Errorf("ask for the source's time: %w", err)
+	}
+	after := time.Now()
+	offset := theirs.Sub(before.Add(after.Sub(before) / 2))
+	if offset.Abs() < after.Sub(before) {
+		offset = 0 // within what the question itself took
+	}
+	d.clockOffset.Store(int64(offset))
+	return nil
+}
+
+// findings tells of what widens, once a session.
+func (d *daemon) findings(list []replication.Finding) {
+	var widens []string
+	var fixes []string
+	for _, f := range list {
+		if f.Severity == replication.SeverityFatal {
+			continue // Setup has refused these
+		}
+		d.log.Warn(f.String(), "fix", f.Fix)
+		widens = append(widens, f.String())
+		fixes = append(fixes, f.Fix)
+	}
+	d.health.set(conditionIdentity, len(widens) == 0, strings.Join(widens, "; "), strings.Join(fixes, " "))
+}
+
+// newWatcher watches the mapped tables for DDL that the log is silent about.
+func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue) *replication.CatalogWatcher {
+	var baseline replication.CatalogState
+	if before := d.watcher.Load(); before != nil {
+		baseline = before.State() // what changed between two sessions is a change too
+	}
+	w := replication.NewCatalogWatcher(replication.WatcherOptions{
+		Connect: d.connectFor("catalog"), Publication: d.file.Source.Publication.Name,
+		Tables: plan.Tables(), Baseline: baseline,
+		OnChange: func(_ context.Context, changes []replication.CatalogChange) error {
+			d.catalogChanged(queue, changes)
+			return nil
+		},
+		Logger: d.log, Metrics: d.metrics.control,
+	})
+	d.watcher.Store(w)
+	return w
+}
+
+// catalogChanged invalidates everything that the changed tables map to. The
+// change was seen in the catalogs, so it is visible and needs no gate.
+func (d *daemon) catalogChanged(queue *ordering.Queue, changes []replication.CatalogChange) {
+	plan := d.plan.Load()
+	var out mapping.Output
+	for _, c := range changes {
+		d.log.Warn("a mapped table's definition changed; invalidating all it maps to", "change", c.String())
+		plan.InvalidateTable(c.Schema, c.Table, &out)
+	}
+	queue.Lock()
+	queue.AddUngated(0, d.now(), out.Invalidations)
+	queue.Unlock()
+}
+
+func encodeEpoch(e replication.Epoch) string {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return "" // cannot happen for this type; reads back as "unknown"
+	}
+	return string(b)
+}
+
+// epochChanged says whether the source restarted since the epoch was stored, or
+// may have.
+func epochChanged(stored string, now replication.Epoch) (bool, string) {
+	var before replication.Epoch
+	if err := json.Unmarshal([]byte(stored), &before); err != nil {
+		return true, "the stored epoch cannot be read"
+	}
+	c, why := now.Since(before)
+	return c != replication.Continuous, why
+}
+
+// streaming is called when a session begins to stream.
+func (d *daemon) streaming(setup replication.SetupResult) {
+	d.health.set(conditionStreaming, true, "", "")
+	d.log.Info("streaming", "slot", setup.Slot.Name, "publication", setup.Publication.Name,
+		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline)
+	if d.o.OnAttached != nil {
+		d.o.OnAttached()
+	}
+}
+
+func (d *daemon) purgeProgress(p sink.Progress) {
+	d.log.Info("purging", "family", p.Family, "done", p.Done, "of", p.Total, "removed", p.Removed)
+}

@@ -1,0 +1,25 @@
+// Package failpoint names the moments at which tests kill the daemon. In an
+// ordinary build every Hit is an empty function; only the build tag failpoint
+// gives them teeth.
+package failpoint
+
+// Point is a moment between receiving a change and confirming it.
+type Point string
+
+// The points, in the order in which a transaction passes them.
+const (
+	Received     Point = "received"     // WAL is in the buffer, nothing decoded
+	Decoded      Point = "decoded"      // a transaction's invalidations are queued
+	Taken        Point = "taken"        // a batch left the queue
+	Gated        Point = "gated"        // its transactions are visible
+	Applied      Point = "applied"      // Redis acknowledged it, no checkpoint yet
+	Checkpointed Point = "checkpointed" // the checkpoint is in Redis
+	Confirming   Point = "confirming"   // about to tell Postgres
+	Confirmed    Point = "confirmed"    // Postgres was told
+	Purging      Point = "purging"      // a gap is published, the purge not done
+)
+
+// Points lists them all.
+func Points() []Point {
+	return []Point{Received, Decoded, Taken, Gated, Applied, Checkpointed, Confirming, Confirmed, Purging}
+}

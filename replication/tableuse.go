@@ -1,8 +1,0 @@
-package replication
-
-// TEMPORARY until package mapping exists.
-type tableUse struct {
-	Schema, Table       string
-	Columns, OldColumns []string
-	Truncate            bool
-}

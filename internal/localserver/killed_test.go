@@ -53,7 +53,7 @@ func TestNothingSurvivesAKilledOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = owner.Wait()
-	if len(pids) < 4 { // two servers, and what Postgres starts
+	if len(pids) < 2 { // two servers, and what Postgres starts unless it is in a container
 		t.Fatalf("the owner started %v in %q", pids, dir)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 //go:embed catalog.sql
@@ -79,7 +81,7 @@ func (t *catalogTable) logs(column string) bool {
 // CheckCatalog compares what the mappings need of the tables with the live
 // catalog. An error means that it could not be asked; what it says is in the
 // findings.
-func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []tableUse) ([]Finding, error) {
+func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse) ([]Finding, error) {
 	found, err := readCatalog(ctx, conn, tables)
 	if err != nil {
 		return nil, err
@@ -108,7 +110,7 @@ func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []tableUse) ([]Fin
 	return findings, nil
 }
 
-func readCatalog(ctx context.Context, conn *pgx.Conn, tables []tableUse) ([]*catalogTable, error) {
+func readCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse) ([]*catalogTable, error) {
 	const op = "check the mapped tables"
 	found := make([]*catalogTable, len(tables))
 	schemas, names := tableNames(tables)
@@ -134,7 +136,7 @@ func readCatalog(ctx context.Context, conn *pgx.Conn, tables []tableUse) ([]*cat
 	return found, serverError(op, rows.Err(), "")
 }
 
-func tableNames(tables []tableUse) (schemas, names []string) {
+func tableNames(tables []mapping.TableUse) (schemas, names []string) {
 	schemas, names = make([]string, len(tables)), make([]string, len(tables))
 	for i, u := range tables {
 		schemas[i], names[i] = u.Schema, u.Table
@@ -163,7 +165,7 @@ func checkKind(t *catalogTable, add addFinding) bool {
 	return false
 }
 
-func checkColumns(t *catalogTable, u tableUse, add addFinding) {
+func checkColumns(t *catalogTable, u mapping.TableUse, add addFinding) {
 	for _, c := range u.Columns {
 		switch {
 		case !slices.Contains(t.columns, c):
@@ -190,7 +192,7 @@ func checkBelow(t *catalogTable, mapped map[string]bool, add addFinding) {
 }
 
 // checkIdentity looks at what the tables that hold rows log of old ones.
-func checkIdentity(t *catalogTable, u tableUse, add addFinding) {
+func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 	holders := t.below
 	if t.kind == "r" {
 		holders = append([]*catalogTable{t}, t.below...)

@@ -101,6 +101,9 @@ func (s Server) Check() error {
 	return nil
 }
 
+// VersionString is the version as people write it.
+func (s Server) VersionString() string { return versionString(s.Version) }
+
 func versionString(n int) string {
 	if n < 100000 {
 		return fmt.Sprintf("%d.%d", n/10000, n/100%100)

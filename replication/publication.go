@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // ErrPublicationMissing means that there is no such publication and that it was
@@ -48,7 +50,7 @@ func ReadPublication(ctx context.Context, conn *pgx.Conn, name string) (p Public
 // there is none and create is set. Call it before EnsureSlot, and use Setup to
 // have the order kept. An existing publication is never altered: the error says
 // what to run.
-func EnsurePublication(ctx context.Context, conn *pgx.Conn, name string, create bool, tables []tableUse) error {
+func EnsurePublication(ctx context.Context, conn *pgx.Conn, name string, create bool, tables []mapping.TableUse) error {
 	_, found, err := ReadPublication(ctx, conn, name)
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func EnsurePublication(ctx context.Context, conn *pgx.Conn, name string, create 
 	return createPublication(ctx, conn, name, tables)
 }
 
-func createPublicationSQL(name string, tables []tableUse) string {
+func createPublicationSQL(name string, tables []mapping.TableUse) string {
 	var b strings.Builder
 	b.WriteString("CREATE PUBLICATION " + sqlName(name))
 	// Without tables it still carries logical messages.
@@ -87,7 +89,7 @@ func createPublicationSQL(name string, tables []tableUse) string {
 	return b.String()
 }
 
-func tableList(tables []tableUse) string {
+func tableList(tables []mapping.TableUse) string {
 	names := make([]string, len(tables))
 	for i, u := range tables {
 		names[i] = qualified(u.Schema, u.Table)
@@ -96,7 +98,7 @@ func tableList(tables []tableUse) string {
 	return strings.Join(slices.Compact(names), ", ")
 }
 
-func createPublication(ctx context.Context, conn *pgx.Conn, name string, tables []tableUse) error {
+func createPublication(ctx context.Context, conn *pgx.Conn, name string, tables []mapping.TableUse) error {
 	op := "create publication " + name
 	sql := createPublicationSQL(name, tables)
 	_, err := conn.Exec(ctx, sql)
@@ -118,7 +120,7 @@ func createPublication(ctx context.Context, conn *pgx.Conn, name string, tables 
 // CheckPublication compares an existing publication with what the mappings need.
 // It takes the server's own word (pg_publication_tables) for what is published,
 // however that came about: single tables, schemas or all tables.
-func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables []tableUse) ([]Finding, error) {
+func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables []mapping.TableUse) ([]Finding, error) {
 	p, found, err := ReadPublication(ctx, conn, name)
 	if err != nil {
 		return nil, err
@@ -143,7 +145,7 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			Fix:     "a publication of its own for the mapped tables:\n" + createPublicationSQL(name, tables)})
 	}
 	viaRootSaid := false
-	var absent []tableUse
+	var absent []mapping.TableUse
 	for i, u := range tables {
 		add := func(problem, fix string) {
 			findings = append(findings, Finding{Severity: SeverityFatal, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
@@ -185,9 +187,9 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	return findings, nil
 }
 
-func (p Publication) missingActions(tables []tableUse) []string {
+func (p Publication) missingActions(tables []mapping.TableUse) []string {
 	var missing []string
-	truncate := slices.ContainsFunc(tables, func(u tableUse) bool { return u.Truncate })
+	truncate := slices.ContainsFunc(tables, func(u mapping.TableUse) bool { return u.Truncate })
 	for _, a := range []struct {
 		name            string
 		needed, present bool
@@ -210,7 +212,7 @@ type publicationMember struct {
 	columns, tableColumns            []string
 }
 
-func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []tableUse) ([]publicationMember, error) {
+func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapping.TableUse) ([]publicationMember, error) {
 	op := "check publication " + name
 	members := make([]publicationMember, len(tables))
 	schemas, names := tableNames(tables)

@@ -5,13 +5,15 @@ import (
 	"log/slog"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // SetupOptions says what a source must offer before it can be streamed.
 type SetupOptions struct {
 	Slot, Publication             string
 	CreateSlot, CreatePublication bool
-	Tables                        []tableUse
+	Tables                        []mapping.TableUse
 	Logger                        *slog.Logger
 }
 
@@ -84,7 +86,7 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 }
 
 // checkTables is everything that can be said about the mapped tables.
-func checkTables(ctx context.Context, conn *pgx.Conn, publication string, tables []tableUse) ([]Finding, error) {
+func checkTables(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) ([]Finding, error) {
 	findings, err := CheckCatalog(ctx, conn, tables)
 	if err != nil {
 		return nil, err

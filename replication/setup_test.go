@@ -13,13 +13,14 @@ import (
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
-func use(table string, columns ...string) tableUse {
-	return tableUse{Schema: "public", Table: table, Columns: columns, OldColumns: columns, Truncate: true}
+func use(table string, columns ...string) mapping.TableUse {
+	return mapping.TableUse{Schema: "public", Table: table, Columns: columns, OldColumns: columns, Truncate: true}
 }
 
-func setupOptions(db *servertest.Database, tables ...tableUse) SetupOptions {
+func setupOptions(db *servertest.Database, tables ...mapping.TableUse) SetupOptions {
 	return SetupOptions{Slot: db.Name + "_slot", Publication: "pub", CreateSlot: true, CreatePublication: true, Tables: tables}
 }
 
@@ -130,7 +131,7 @@ func TestPublicationChecks(t *testing.T) {
 		CREATE TABLE users (id int PRIMARY KEY, email text, note text); ALTER TABLE users REPLICA IDENTITY FULL;
 		CREATE TABLE items (id int PRIMARY KEY);
 		CREATE TABLE parts (id int, t int, PRIMARY KEY (id, t)) PARTITION BY LIST (t); CREATE TABLE parts1 PARTITION OF parts FOR VALUES IN (1);`
-	all := []tableUse{use("users", "id", "email"), use("items", "id"), use("parts", "id")}
+	all := []mapping.TableUse{use("users", "id", "email"), use("items", "id"), use("parts", "id")}
 	for _, tc := range []struct {
 		name, sql string
 		want      []string // of the error; none when it is good
@@ -195,7 +196,7 @@ func TestPublicationNeedsNoTruncateThatNobodyMaps(t *testing.T) {
 	db.Exec(t, "CREATE TABLE items (id int PRIMARY KEY)", "CREATE PUBLICATION pub FOR TABLE items WITH (publish = 'insert, update, delete')")
 	u := use("items", "id")
 	u.Truncate = false
-	if err := EnsurePublication(t.Context(), controlConn(t, db.URL), "pub", false, []tableUse{u}); err != nil {
+	if err := EnsurePublication(t.Context(), controlConn(t, db.URL), "pub", false, []mapping.TableUse{u}); err != nil {
 		t.Error(err)
 	}
 }
@@ -298,7 +299,7 @@ func TestLostSlot(t *testing.T) {
 	db := servertest.NewDatabase(t, server, "lostdb")
 	conn = controlConn(t, db.URL)
 	db.Exec(t, "CREATE TABLE users (id int PRIMARY KEY)")
-	o := SetupOptions{Slot: "s", Publication: "pub", CreateSlot: true, CreatePublication: true, Tables: []tableUse{use("users", "id")}}
+	o := SetupOptions{Slot: "s", Publication: "pub", CreateSlot: true, CreatePublication: true, Tables: []mapping.TableUse{use("users", "id")}}
 	first, err := Setup(t.Context(), conn, o)
 	if err != nil {
 		t.Fatal(err)
@@ -392,30 +393,30 @@ func TestCatalogFindings(t *testing.T) {
 	conn := controlConn(t, db.URL)
 	for _, tc := range []struct {
 		name     string
-		use      []tableUse
+		use      []mapping.TableUse
 		severity Severity
 		want     []string
 	}{
-		{"full identity", []tableUse{use("good", "id", "email")}, "", nil},
-		{"key only", []tableUse{use("narrow", "id")}, "", nil},
-		{"full on every level", []tableUse{use("fullparts", "id", "t")}, "", nil},
-		{"child mapped as well", []tableUse{use("parent", "id"), use("child", "id")}, "", nil},
-		{"missing table", []tableUse{use("absent", "id")}, SeverityFatal, []string{"does not exist"}},
-		{"missing column", []tableUse{use("good", "emial")}, SeverityFatal, []string{`no column "emial"`, "id, email"}},
-		{"old values not logged", []tableUse{use("narrow", "id", "email", "tenant")}, SeverityWidens, []string{"old value of email, tenant", "ALTER TABLE public.narrow REPLICA IDENTITY FULL;"}},
-		{"index identity, included column", []tableUse{use("byindex", "tenant", "email")}, SeverityWidens, []string{"old value of email (replica identity tenant)"}},
-		{"identity nothing", []tableUse{use("nothing", "id")}, SeverityFatal, []string{"no replica identity"}},
-		{"deferrable key", []tableUse{use("deferred", "id")}, SeverityFatal, []string{"no replica identity"}},
-		{"generated column", []tableUse{use("generated", "g")}, SeverityFatal, []string{`"g" is generated`}},
-		{"unlogged", []tableUse{use("unlogged", "id")}, SeverityFatal, []string{"SET LOGGED"}},
-		{"view", []tableUse{use("view", "id")}, SeverityFatal, []string{"view"}},
-		{"materialized view", []tableUse{use("matview", "id")}, SeverityFatal, []string{"view"}},
-		{"sequence", []tableUse{use("seq", "id")}, SeverityFatal, []string{"no table"}},
-		{"inheritance", []tableUse{use("parent", "id")}, SeverityFatal, []string{"public.child inherits from it"}},
-		{"partition", []tableUse{use("parts1", "id")}, SeverityFatal, []string{"it is a partition"}},
-		{"partitions log keys only", []tableUse{use("parts", "email")}, SeverityWidens,
+		{"full identity", []mapping.TableUse{use("good", "id", "email")}, "", nil},
+		{"key only", []mapping.TableUse{use("narrow", "id")}, "", nil},
+		{"full on every level", []mapping.TableUse{use("fullparts", "id", "t")}, "", nil},
+		{"child mapped as well", []mapping.TableUse{use("parent", "id"), use("child", "id")}, "", nil},
+		{"missing table", []mapping.TableUse{use("absent", "id")}, SeverityFatal, []string{"does not exist"}},
+		{"missing column", []mapping.TableUse{use("good", "emial")}, SeverityFatal, []string{`no column "emial"`, "id, email"}},
+		{"old values not logged", []mapping.TableUse{use("narrow", "id", "email", "tenant")}, SeverityWidens, []string{"old value of email, tenant", "ALTER TABLE public.narrow REPLICA IDENTITY FULL;"}},
+		{"index identity, included column", []mapping.TableUse{use("byindex", "tenant", "email")}, SeverityWidens, []string{"old value of email (replica identity tenant)"}},
+		{"identity nothing", []mapping.TableUse{use("nothing", "id")}, SeverityFatal, []string{"no replica identity"}},
+		{"deferrable key", []mapping.TableUse{use("deferred", "id")}, SeverityFatal, []string{"no replica identity"}},
+		{"generated column", []mapping.TableUse{use("generated", "g")}, SeverityFatal, []string{`"g" is generated`}},
+		{"unlogged", []mapping.TableUse{use("unlogged", "id")}, SeverityFatal, []string{"SET LOGGED"}},
+		{"view", []mapping.TableUse{use("view", "id")}, SeverityFatal, []string{"view"}},
+		{"materialized view", []mapping.TableUse{use("matview", "id")}, SeverityFatal, []string{"view"}},
+		{"sequence", []mapping.TableUse{use("seq", "id")}, SeverityFatal, []string{"no table"}},
+		{"inheritance", []mapping.TableUse{use("parent", "id")}, SeverityFatal, []string{"public.child inherits from it"}},
+		{"partition", []mapping.TableUse{use("parts1", "id")}, SeverityFatal, []string{"it is a partition"}},
+		{"partitions log keys only", []mapping.TableUse{use("parts", "email")}, SeverityWidens,
 			[]string{"ALTER TABLE public.parts REPLICA IDENTITY FULL;\nALTER TABLE public.parts1 REPLICA IDENTITY FULL;"}},
-		{"full above, default below", []tableUse{use("mixed", "id")}, SeverityFatal, []string{"partition public.mixed11 logs less", "ALTER TABLE public.mixed11 REPLICA IDENTITY FULL;"}},
+		{"full above, default below", []mapping.TableUse{use("mixed", "id")}, SeverityFatal, []string{"partition public.mixed11 logs less", "ALTER TABLE public.mixed11 REPLICA IDENTITY FULL;"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			findings, err := CheckCatalog(t.Context(), conn, tc.use)
@@ -456,7 +457,7 @@ func TestPartitionWithALesserIdentityForgesNulls(t *testing.T) {
 	db := servertest.Postgres(t)
 	db.Exec(t, `CREATE TABLE mixed (id int, t int, email text, PRIMARY KEY (id, t)) PARTITION BY LIST (t);
 		ALTER TABLE mixed REPLICA IDENTITY FULL; CREATE TABLE mixed1 PARTITION OF mixed FOR VALUES IN (1);
-		INSERT INTO mixed VALUES (7, 1, 'old@example.com');`, createPublicationSQL("pub", []tableUse{use("mixed")}), createSlotSQL(db.Name+"_slot"),
+		INSERT INTO mixed VALUES (7, 1, 'old@example.com');`, createPublicationSQL("pub", []mapping.TableUse{use("mixed")}), createSlotSQL(db.Name+"_slot"),
 		"UPDATE mixed SET id = 8, email = 'new@example.com'")
 	rows, err := controlConn(t, db.URL).Query(t.Context(),
 		"SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1', 'publication_names', 'pub')", db.Name+"_slot")

@@ -16,6 +16,8 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 //go:embed watcher.sql
@@ -73,7 +75,7 @@ type CatalogState map[string]string
 type WatcherOptions struct {
 	Connect     func(context.Context) (*pgx.Conn, error)
 	Publication string
-	Tables      []tableUse
+	Tables      []mapping.TableUse
 	// Interval between looks, 1 s by default: how long a silent DDL can go
 	// unnoticed. StaleAfter, 10 s by default, is after how long without a look
 	// the status says so.
@@ -98,7 +100,7 @@ type CatalogWatcher struct {
 	look chan struct{} // asks for a look now
 
 	mu       sync.Mutex
-	tables   []tableUse
+	tables   []mapping.TableUse
 	state    CatalogState
 	fatal    map[string]Finding // standing fatal findings by table
 	lastLook time.Time
@@ -129,7 +131,7 @@ func NewCatalogWatcher(o WatcherOptions) *CatalogWatcher {
 // Watch replaces the tables that are watched. What the next look finds of the
 // added ones counts as known, so wait on the returned channel, which is closed
 // after that look, before checking them and mapping their changes.
-func (w *CatalogWatcher) Watch(tables []tableUse) <-chan struct{} {
+func (w *CatalogWatcher) Watch(tables []mapping.TableUse) <-chan struct{} {
 	done := make(chan struct{})
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -223,7 +225,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	w.mu.Lock()
 	recheck := slices.Clone(changed)
 	for _, u := range tables {
-		if _, bad := w.fatal[tableKey(u)]; bad && !slices.ContainsFunc(changed, func(c tableUse) bool { return tableKey(c) == tableKey(u) }) {
+		if _, bad := w.fatal[tableKey(u)]; bad && !slices.ContainsFunc(changed, func(c mapping.TableUse) bool { return tableKey(c) == tableKey(u) }) {
 			recheck = append(recheck, u) // it may have been mended by something that no digest shows
 		}
 	}
@@ -256,7 +258,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-func (w *CatalogWatcher) report(ctx context.Context, changed []tableUse, kinds [][]ChangeKind, findings []Finding) error {
+func (w *CatalogWatcher) report(ctx context.Context, changed []mapping.TableUse, kinds [][]ChangeKind, findings []Finding) error {
 	if len(changed) == 0 {
 		return nil
 	}
@@ -277,7 +279,7 @@ func (w *CatalogWatcher) report(ctx context.Context, changed []tableUse, kinds [
 }
 
 // findingsOf picks those about the table, and those about the publication.
-func findingsOf(findings []Finding, u tableUse) []Finding {
+func findingsOf(findings []Finding, u mapping.TableUse) []Finding {
 	var of []Finding
 	for _, f := range findings {
 		if f.Table == "" || f.Schema == u.Schema && f.Table == u.Table {
@@ -287,7 +289,7 @@ func findingsOf(findings []Finding, u tableUse) []Finding {
 	return of
 }
 
-func tableKey(u tableUse) string { return qualified(u.Schema, u.Table) }
+func tableKey(u mapping.TableUse) string { return qualified(u.Schema, u.Table) }
 
 // fingerprint parts, in this order; see watcher.sql.
 var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged}
@@ -295,7 +297,7 @@ var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChan
 const digestLen = 16 // bytes kept of each SHA-256
 
 // readCatalogState asks the one question of a look.
-func readCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []tableUse) (CatalogState, error) {
+func readCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {
 	const op = "look at the catalogs"
 	schemas, names := tableNames(tables)
 	rows, err := conn.Query(ctx, watcherSQL, schemas, names, publication)
@@ -327,7 +329,7 @@ func readCatalogState(ctx context.Context, conn *pgx.Conn, publication string, t
 
 // diffStates lists the tables that are known and differ. An unknown one is new
 // to the watcher, not to the source.
-func diffStates(tables []tableUse, known, now CatalogState) (changed []tableUse, kinds [][]ChangeKind) {
+func diffStates(tables []mapping.TableUse, known, now CatalogState) (changed []mapping.TableUse, kinds [][]ChangeKind) {
 	for _, u := range tables {
 		before, wasKnown := known[tableKey(u)]
 		if after := now[tableKey(u)]; wasKnown && before != after {

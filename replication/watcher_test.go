@@ -15,13 +15,14 @@ import (
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // watcherUnderTest runs a watcher that looks only when it is told to, except for
 // looks that follow an error.
 type watcherUnderTest struct {
 	*CatalogWatcher
-	tables  []tableUse
+	tables  []mapping.TableUse
 	changes chan []CatalogChange
 }
 
@@ -96,8 +97,8 @@ const watchedSchema = `
 	CREATE TABLE parts11 PARTITION OF parts1 FOR VALUES IN (1); CREATE TABLE parts2 PARTITION OF parts FOR VALUES IN (2);
 	CREATE PUBLICATION pub FOR TABLE users, items, parts WITH (publish_via_partition_root);`
 
-func watchedTables() []tableUse {
-	return []tableUse{use("users", "id", "email"), use("items", "id"), use("parts", "id")}
+func watchedTables() []mapping.TableUse {
+	return []mapping.TableUse{use("users", "id", "email"), use("items", "id"), use("parts", "id")}
 }
 
 func TestWatcherSeesSilentDDL(t *testing.T) {
@@ -339,7 +340,7 @@ func TestWatcherWithManyPartitions(t *testing.T) {
 	}
 	db.Exec(t, sql.String(), "CREATE PUBLICATION pub FOR TABLE many WITH (publish_via_partition_root)")
 	conn := controlConn(t, db.URL)
-	tables := []tableUse{use("many", "id")}
+	tables := []mapping.TableUse{use("many", "id")}
 	if _, err := readCatalogState(t.Context(), conn, "pub", tables); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,11 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 // The exit codes, from sysexits.h where it has one. They are part of the
@@ -40,12 +45,34 @@ func usageErrorf(format string, args ...any) error {
 
 // exitCode is the one place where errors become exit codes.
 func exitCode(err error) int {
-	var exit *ExitError
+	var (
+		exit   *ExitError
+		faults mapping.Faults
+		config *replication.ConfigError
+		away   *replication.UnavailableError
+		redis  *sink.Error
+		path   *fs.PathError
+	)
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &exit):
 		return exit.Code
+	// What a person has to mend comes before what waiting mends: with both, a
+	// restart would only fail again.
+	case errors.As(err, &faults), errors.As(err, &config):
+		return exitConfig
+	case errors.As(err, &away):
+		return exitUnavailable
+	case errors.As(err, &redis):
+		switch redis.Kind {
+		case sink.KindConfiguration:
+			return exitConfig
+		case sink.KindUnavailable:
+			return exitUnavailable
+		}
+	case errors.As(err, &path):
+		return exitConfig // the mappings file, or one that it names, cannot be read
 	}
 	return exitFailed
 }

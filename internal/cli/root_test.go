@@ -4,15 +4,24 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/goleak"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { servertest.VerifyMain(m) }
 
 // runMain runs one command line as a user would.
 func runMain(t *testing.T, args ...string) (code int, stdout, stderr string) {
@@ -104,7 +113,9 @@ func TestShellCompletion(t *testing.T) {
 	}
 }
 
-func TestExitErrorSettlesTheCode(t *testing.T) {
+func TestExitCodes(t *testing.T) {
+	config := &replication.ConfigError{Op: "check the source", Problem: "wal_level is replica", Fix: "ALTER SYSTEM ..."}
+	away := &replication.UnavailableError{Op: "connect to the source", Err: &net.OpError{Op: "dial", Err: syscall.ENOENT}}
 	for _, tc := range []struct {
 		err        error
 		code       int
@@ -113,7 +124,16 @@ func TestExitErrorSettlesTheCode(t *testing.T) {
 		{nil, exitOK, ""},
 		{context.DeadlineExceeded, exitFailed, "cdc-invalidator: context deadline exceeded\n"},
 		{&ExitError{Code: exitDifferences}, exitDifferences, ""},
+		{&ExitError{Code: exitDifferences, Err: errors.New("3 stale")}, exitDifferences, "cdc-invalidator: 3 stale\n"},
 		{usageErrorf("--x: no such x"), exitUsage, "cdc-invalidator: --x: no such x\nRun"},
+		{mapping.Faults{{File: "m.yaml", Line: 3, Col: 5, Message: "unknown field"}}, exitConfig, "cdc-invalidator: "},
+		{fmt.Errorf("open: %w", &fs.PathError{Op: "open", Path: "m.yaml", Err: fs.ErrNotExist}), exitConfig, "cdc-invalidator: "},
+		{fmt.Errorf("start: %w", config), exitConfig, "cdc-invalidator: start: check the source: wal_level is replica\n  fix: ALTER SYSTEM ..."},
+		{fmt.Errorf("start: %w", away), exitUnavailable, "cdc-invalidator: "}, // a Unix socket that is not there is a server that is away
+		{errors.Join(away, config), exitConfig, "cdc-invalidator: "},
+		{&sink.Error{Op: "apply", Kind: sink.KindConfiguration, Err: errors.New("NOPERM")}, exitConfig, "cdc-invalidator: "},
+		{&sink.Error{Op: "apply", Kind: sink.KindUnavailable, Err: errors.New("refused")}, exitUnavailable, "cdc-invalidator: "},
+		{&sink.Error{Op: "apply", Kind: sink.KindOther, Err: errors.New("x")}, exitFailed, "cdc-invalidator: "},
 	} {
 		if got := exitCode(tc.err); got != tc.code {
 			t.Errorf("exitCode(%v) = %d, want %d", tc.err, got, tc.code)

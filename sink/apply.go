@@ -1,0 +1,311 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+)
+
+const (
+	// unlinkKeys is the number of keys of one UNLINK: fewer cost more per key,
+	// more hold up other clients.
+	unlinkKeys = 500
+	// advanceKeys is the number of keys of one script call, which holds up every
+	// other client of the server.
+	advanceKeys = 100
+	// pipelineKeys bounds what is sent before replies are read: the whole of it has
+	// to be answered within ioTimeout.
+	pipelineKeys = 16 * unlinkKeys
+	attempts     = 3
+)
+
+// Apply sends a batch: the checkpoint of the batch before and the position about
+// to be sent, then UNLINKs and version advances in one pipeline, then purges.
+// It returns nil only if Redis has acknowledged all of it. After any error the
+// whole batch is to be resent, which is harmless however much of it was applied.
+//
+// It is one attempt, except that what is no fault of Redis's health (a script or
+// the control hash that was flushed) is mended and the batch sent again. In a
+// cluster the position is acknowledged before the first key goes to another node.
+//
+// A batch whose connection leads to a changed node fails with ErrNodeChanged and
+// nothing of it is sent. If the history changed under a connection that stayed
+// up, its deletes may reach the node, where they do no harm; its checkpoint and
+// the one before do not.
+func (r *Redis) Apply(ctx context.Context, b *ordering.Batch) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	position, complete := b.Position()
+	if b.Len() > 0 {
+		start := r.now()
+		if err := r.apply(ctx, b); err != nil {
+			return r.fail("apply", b.Highest().String(), err)
+		}
+		r.metrics.seconds.Observe(r.now().Sub(start).Seconds())
+	}
+	r.metrics.batches.Inc()
+	if complete {
+		next := Checkpoint{Position: position, FreshAsOf: b.FreshAsOf()}
+		if r.havePend && next.FreshAsOf.IsZero() {
+			next.FreshAsOf = r.pending.FreshAsOf
+		}
+		r.pending, r.havePend = next, true
+	}
+	return nil
+}
+
+func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
+	if _, err := r.generation(); err != nil {
+		return err
+	}
+	for attempt := 1; ; attempt++ {
+		be, err := r.ready(ctx)
+		if err != nil {
+			return err
+		}
+		if be.cluster != nil {
+			err = r.applyCluster(ctx, be, b)
+		} else {
+			err = r.applySingle(ctx, be, b)
+		}
+		if err == nil {
+			return r.purgeBatch(ctx, be, b)
+		}
+		if attempt == attempts {
+			return err
+		}
+		if err := r.mendAll(ctx, be, err); err != nil {
+			return err
+		}
+	}
+}
+
+// mendAll is mend for an error of any node.
+func (r *Redis) mendAll(ctx context.Context, be *backend, err error) error {
+	var nodes []*redis.Client
+	switch {
+	case errors.Is(err, errAbsent):
+		c, err := be.nodeFor(ctx, r.controlKey)
+		if err != nil {
+			return err
+		}
+		nodes = []*redis.Client{c}
+	case replyCode(err) == "NOSCRIPT":
+		all, err := be.primaries(ctx)
+		if err != nil {
+			return err
+		}
+		nodes = all
+	default:
+		return err
+	}
+	for _, c := range nodes {
+		if err := be.guard.node(be.addr(c)); err != nil {
+			return err
+		}
+		if err := r.mend(ctx, be, c, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// head is the call that goes ahead of a batch.
+func (r *Redis) head(ctx context.Context, be *backend, addr string, b *ordering.Batch) *redis.Cmd {
+	var c *Checkpoint
+	if r.havePend {
+		c = &r.pending
+	}
+	return r.checkpointCommand(ctx, be.guard.replID(addr), c, b.Highest())
+}
+
+func (r *Redis) headAnswer(be *backend, addr string, cmd *redis.Cmd, b *ordering.Batch) error {
+	if err := r.controlAnswer(be, addr, cmd); err != nil {
+		return err
+	}
+	var c *Checkpoint
+	if r.havePend {
+		pending := r.pending
+		c = &pending
+	}
+	r.stored(c, b.Highest())
+	return nil
+}
+
+// applySingle sends the keys of a batch to one server, where commands run in the
+// order they were sent.
+func (r *Redis) applySingle(ctx context.Context, be *backend, b *ordering.Batch) error {
+	c, addr := be.single, be.label
+	if err := be.guard.node(addr); err != nil {
+		return err
+	}
+	p := &r.plan
+	head := r.head(ctx, be, addr, b)
+	for i, first := 0, true; first || i < b.Len(); first = false {
+		p.reset()
+		if first {
+			p.cmds = append(p.cmds, head)
+		}
+		i = p.fill(ctx, b, i)
+		for keys, lsns := range p.advanceChunks(advanceKeys) {
+			p.addAdvance(r.scripts.advance.command(ctx, keys, append([]any{r.stream()}, lsns...)))
+		}
+		if len(p.cmds) == 0 {
+			continue
+		}
+		_ = send(ctx, c, p.cmds...) // returns the first error only, and each is looked at
+		if first {
+			if err := r.headAnswer(be, addr, head, b); err != nil {
+				return err
+			}
+		}
+		if err := r.settle(be, addr, p.cmds); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle looks at the reply of every command and counts what was done.
+func (r *Redis) settle(be *backend, addr string, cmds []redis.Cmder) error {
+	var first error
+	failed, keys, removed := 0, 0, int64(0)
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil {
+			if failed++; first == nil {
+				first = fmt.Errorf("%s: %w", cmd.Name(), err)
+			}
+			be.noteReply(addr, err)
+			continue
+		}
+		if u, ok := cmd.(*redis.IntCmd); ok {
+			keys += len(u.Args()) - 1
+			removed += u.Val()
+		}
+	}
+	r.metrics.keys.Add(float64(keys))
+	r.metrics.removed.Add(float64(removed))
+	for _, a := range r.plan.advances {
+		if a.Err() == nil {
+			n, _ := a.Int64()
+			r.metrics.versions.Add(float64(n))
+		}
+	}
+	r.plan.advances = r.plan.advances[:0]
+	if first != nil && failed > 1 {
+		first = fmt.Errorf("%d of %d commands failed, first %w", failed, len(cmds), first)
+	}
+	return wrap("", addr, "", first)
+}
+
+// plan holds the commands of one pipeline. Its buffers are made once and reused:
+// a batch costs a few allocations, its keys none.
+type plan struct {
+	cmds     []redis.Cmder
+	groups   []*group // standalone and sentinel
+	used     int      // of groups
+	ones     singles  // cluster
+	advKeys  []any
+	advLSNs  []any
+	advances []*redis.Cmd
+}
+
+// group is a many-key UNLINK. Its arguments point to its keys for good; only
+// what the keys point to changes.
+type group struct {
+	keys [unlinkKeys]keyArg
+	args [1 + unlinkKeys]any
+	full *redis.IntCmd // of all keys; a shorter command is made when needed
+	n    int
+}
+
+// keyArg gives a key to go-redis without an allocation: a []byte in an interface
+// is copied to the heap, a pointer is not.
+type keyArg struct{ b []byte }
+
+// MarshalBinary implements encoding.BinaryMarshaler.
+func (k *keyArg) MarshalBinary() ([]byte, error) { return k.b, nil }
+
+func newGroup() *group {
+	g := &group{}
+	g.args[0] = "unlink"
+	for i := range g.keys {
+		g.args[1+i] = &g.keys[i]
+	}
+	g.full = redis.NewIntCmd(context.Background(), g.args[:]...)
+	return g
+}
+
+func (p *plan) reset() {
+	clear(p.cmds)
+	p.cmds, p.used = p.cmds[:0], 0
+	p.advKeys, p.advLSNs, p.advances = p.advKeys[:0], p.advLSNs[:0], p.advances[:0]
+}
+
+// fill takes entries from the i-th on until the pipeline is full, and returns
+// where it stopped. Purges are left to purgeBatch.
+func (p *plan) fill(ctx context.Context, b *ordering.Batch, i int) int {
+	var g *group
+	keys := 0
+	for ; i < b.Len() && keys < pipelineKeys; i++ {
+		e := b.Entry(i)
+		switch e.Op {
+		case mapping.OpDelete:
+			if g == nil || g.n == unlinkKeys {
+				g = p.nextGroup()
+			}
+			g.keys[g.n].b = e.Key
+			g.n++
+			keys++
+		case mapping.OpAdvance:
+			p.addVersion(e.Key, e.CommitLSN)
+			keys++
+		}
+	}
+	for _, g := range p.groups[:p.used] {
+		cmd := g.full
+		if g.n < unlinkKeys {
+			cmd = redis.NewIntCmd(ctx, g.args[:1+g.n]...)
+		}
+		p.cmds = append(p.cmds, cmd)
+	}
+	return i
+}
+
+func (p *plan) nextGroup() *group {
+	if p.used == len(p.groups) {
+		p.groups = append(p.groups, newGroup())
+	}
+	g := p.groups[p.used]
+	g.n = 0
+	p.used++
+	return g
+}
+
+func (p *plan) addVersion(key []byte, at lsn.LSN) {
+	p.advKeys = append(p.advKeys, &keyArg{b: key})
+	p.advLSNs = append(p.advLSNs, at.Hex())
+}
+
+func (p *plan) addAdvance(cmd *redis.Cmd) {
+	p.cmds = append(p.cmds, cmd)
+	p.advances = append(p.advances, cmd)
+}
+
+// advanceChunks yields the version keys and their positions, n at a time.
+func (p *plan) advanceChunks(n int) func(yield func(keys, lsns []any) bool) {
+	return func(yield func(keys, lsns []any) bool) {
+		for i := 0; i < len(p.advKeys); i += n {
+			end := min(i+n, len(p.advKeys))
+			if !yield(p.advKeys[i:end], p.advLSNs[i:end]) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+)
+
+// Checkpoint stores that no transaction at or below c is missing. It must be
+// called only after every batch up to c was acknowledged. Positions move forward
+// only: a checkpoint behind the stored one changes nothing, and is no error.
+func (r *Redis) Checkpoint(ctx context.Context, c Checkpoint) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	op, pos := "checkpoint", c.CommitLSN.String()
+	be, err := r.ready(ctx)
+	if err != nil {
+		return r.fail(op, pos, err)
+	}
+	if err := r.checkSource(c); err != nil {
+		return r.fail(op, pos, err)
+	}
+	err = r.callControl(ctx, be, func(replID string) *redis.Cmd {
+		return r.checkpointCommand(ctx, replID, &c, 0)
+	})
+	if err != nil {
+		return r.fail(op, pos, err)
+	}
+	r.stored(&c, 0)
+	return nil
+}
+
+// checkSource keeps the position of one cluster out of the hash of another.
+func (r *Redis) checkSource(c Checkpoint) error {
+	if _, err := r.generation(); err != nil {
+		return err
+	}
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	if c.SystemID != "" && c.SystemID != r.shadow.Source.SystemID {
+		return &Error{Kind: KindUsage, Err: errors.New("the position is of another system id than the generation"), Hint: "start a new generation"}
+	}
+	return nil
+}
+
+// checkpointCommand makes one call that may carry a checkpoint, the position
+// about to be sent, or both.
+func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpoint, sent lsn.LSN) *redis.Cmd {
+	args := make([]any, 9)
+	for i := range args {
+		args[i] = ""
+	}
+	r.shadowMu.Lock()
+	args[0] = hex32(r.shadow.Generation)
+	r.shadowMu.Unlock()
+	args[1] = replID
+	if sent != 0 {
+		args[2] = sent.Hex()
+	}
+	if c != nil {
+		args[3], args[4] = c.CommitLSN.Hex(), c.EndLSN.Hex()
+		args[5], args[6] = hex32(c.Timeline), hexTime(c.CommitTime)
+		if !c.FreshAsOf.IsZero() {
+			args[7] = hexTime(c.FreshAsOf)
+		}
+	}
+	args[8] = hexTime(r.now())
+	return r.scripts.checkpoint.command(ctx, []any{r.controlKey}, args)
+}
+
+// stored records what Redis has acknowledged.
+func (r *Redis) stored(c *Checkpoint, sent lsn.LSN) {
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	s := &r.shadow
+	s.Sent = max(s.Sent, sent)
+	if c == nil {
+		return
+	}
+	r.metrics.checkpoints.Inc()
+	if c.CommitLSN > s.Applied || c.CommitLSN == s.Applied && c.EndLSN > s.End {
+		s.Applied, s.End, s.Source.Timeline, s.CommitTime = c.CommitLSN, c.EndLSN, c.Timeline, c.CommitTime
+		if !c.FreshAsOf.IsZero() {
+			s.FreshAsOf = c.FreshAsOf
+		}
+	}
+	if r.havePend && r.pending.CommitLSN <= s.Applied && r.pending.EndLSN <= s.End {
+		r.havePend = false
+	}
+}
+
+// SetState publishes a state with a reason for people. Later calls win over
+// earlier ones, also over those whose reply was lost. Without a control hash it
+// makes one (of generation 0), so that a gap can be told before anything else.
+func (r *Redis) SetState(ctx context.Context, s State, reason string) error {
+	op := "set state " + string(s)
+	be := r.backend.Load()
+	if !be.guard.sealed() {
+		return r.fail(op, "", ErrNotAttached)
+	}
+	r.shadowMu.Lock()
+	// The shadow changes before the reply: whatever restores the hash meanwhile
+	// restores the newer intention.
+	c := &r.shadow
+	c.revision++
+	c.State, c.Reason, c.StateSince = s, reason, r.now()
+	generation, revision, since := c.Generation, c.revision, c.StateSince
+	r.shadowMu.Unlock()
+
+	err := r.callControl(ctx, be, func(replID string) *redis.Cmd {
+		return r.scripts.state.command(ctx, []any{r.controlKey},
+			[]any{hex32(generation), replID, hex64(revision), string(s), reason, hexTime(since)})
+	})
+	return r.fail(op, "", err)
+}
+
+// StartGeneration begins the positions anew after a gap, or at the first attach:
+// the only way in which a stored position goes back. A generation is higher than
+// all before it, so version values stay ahead even when LSNs start again. The
+// state stays gap, or becomes it, until SetState says otherwise: what is in the
+// cache is not proved by anything yet.
+func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	const op = "start a generation"
+	be, err := r.ready(ctx)
+	if err != nil {
+		return r.fail(op, "", err)
+	}
+	found, err := r.load(ctx, be)
+	if err != nil {
+		var e *Error
+		if !errors.As(err, &e) || e.Kind != KindConfiguration || replyCode(err) != "" {
+			return r.fail(op, "", err)
+		}
+		found = Control{} // damaged: this replaces it
+	}
+	now := r.now()
+	r.shadowMu.Lock()
+	old := r.shadow
+	// Not below the clock either: the hash that counted may have been lost, while
+	// version keys of its generations live on.
+	next := max(r.highest, found.Generation) + 1
+	next = max(next, uint32(now.Unix()))
+	r.shadow = Control{
+		Found: true, Generation: next, Source: src, Region: r.region,
+		State: old.State, Reason: old.Reason, StateSince: old.StateSince,
+		revision: max(old.revision, found.revision) + 1,
+	}
+	if r.shadow.State == "" || r.shadow.State == StateOK {
+		r.shadow.State, r.shadow.Reason, r.shadow.StateSince = StateGap, "a new generation: what is cached is not proved yet", now
+	}
+	r.highest = next
+	r.havePend = false
+	r.shadowMu.Unlock()
+
+	c, err := be.nodeFor(ctx, r.controlKey)
+	if err == nil {
+		if err = be.guard.node(be.addr(c)); err == nil {
+			err = r.restore(ctx, be, c)
+		}
+	}
+	if err != nil {
+		// Whether it was written is unknown. Not attached to a generation until a
+		// later call was acknowledged; that one is higher still.
+		r.shadowMu.Lock()
+		r.shadow = old
+		r.shadowMu.Unlock()
+		return r.fail(op, "", err)
+	}
+	r.log.Info("new generation", "generation", fmt.Sprintf("%08x", next), "system_id", src.SystemID, "timeline", src.Timeline)
+	return nil
+}

@@ -1,0 +1,303 @@
+package sink
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// testCluster has three primaries with slots, and one more node without any.
+type testCluster struct {
+	servers []*localserver.Redis
+	nodes   []*redis.Client
+	ids     []string
+	client  *redis.ClusterClient
+}
+
+func newCluster(t testing.TB) *testCluster {
+	t.Helper()
+	c := &testCluster{}
+	for range 4 {
+		s, client := server(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "yes",
+			"--cluster-replica-validity-factor", "0")
+		c.servers = append(c.servers, s)
+		c.nodes = append(c.nodes, client)
+	}
+	do := func(n int, args ...any) {
+		t.Helper()
+		if err := c.nodes[n].Do(t.Context(), args...).Err(); err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+	}
+	for i := range c.nodes {
+		do(i, "cluster", "set-config-epoch", i+1)
+		if i < 3 {
+			from, to := i*5461, i*5461+5460
+			if i == 2 {
+				to = 16383
+			}
+			do(i, "cluster", "addslotsrange", from, to)
+		}
+	}
+	for _, s := range c.servers[1:] {
+		do(0, "cluster", "meet", "127.0.0.1", s.Port())
+	}
+	for _, n := range c.nodes {
+		eventually(t, "the cluster to form", func() bool {
+			info := n.ClusterInfo(t.Context()).Val()
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:4") &&
+				strings.Contains(info, "cluster_size:3")
+		})
+		c.ids = append(c.ids, n.Do(t.Context(), "cluster", "myid").Val().(string))
+	}
+	c.client = redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{c.servers[0].Address()}})
+	t.Cleanup(func() { c.client.Close() })
+	return c
+}
+
+func (c *testCluster) url() string {
+	return "redis+cluster://" + c.servers[0].Address() + "," + c.servers[1].Address()
+}
+
+func (c *testCluster) owner(t testing.TB, key string) int {
+	t.Helper()
+	slot := c.client.ClusterKeySlot(t.Context(), key).Val()
+	return min(int(slot)/5461, 2)
+}
+
+// moving puts key's slot into migration to the node without slots.
+func (c *testCluster) moving(t testing.TB, key string) (from int) {
+	t.Helper()
+	from = c.owner(t, key)
+	slot := c.client.ClusterKeySlot(t.Context(), key).Val()
+	if err := c.nodes[3].Do(t.Context(), "cluster", "setslot", slot, "importing", c.ids[from]).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.nodes[from].Do(t.Context(), "cluster", "setslot", slot, "migrating", c.ids[3]).Err(); err != nil {
+		t.Fatal(err)
+	}
+	return from
+}
+
+// sameSlot returns n keys of one slot.
+func (c *testCluster) sameSlot(t testing.TB, format string, n int) []string {
+	t.Helper()
+	keys := numbered(format, 40000)
+	p := c.nodes[0].Pipeline()
+	for _, k := range keys {
+		p.ClusterKeySlot(t.Context(), k)
+	}
+	cmds, err := p.Exec(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots := map[int64][]string{}
+	for i, cmd := range cmds {
+		slot := cmd.(*redis.IntCmd).Val()
+		if slots[slot] = append(slots[slot], keys[i]); len(slots[slot]) == n {
+			return slots[slot]
+		}
+	}
+	t.Fatalf("no %d keys of one slot", n)
+	return nil
+}
+
+func TestCluster(t *testing.T) {
+	c := newCluster(t)
+	r := attached(t, c.url())
+	keys := numbered("t:7:user:%d", 10000)
+	others := numbered("t:7:usher:%d", 1000)
+	fill(t, c.client, keys...)
+	fill(t, c.client, others...)
+	invs := deletes(plain(t), keys[:6000]...)
+	for i := range 20 {
+		invs = append(invs, mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: fmt.Appendf(nil, "t:%d:search", i)})
+	}
+	if err := r.Apply(t.Context(), batch(t, 100, invs...)); err != nil {
+		t.Fatal(err)
+	}
+	if n := present(t, c.client, keys...); n != 4000 {
+		t.Errorf("%d keys are left, want 4000", n)
+	}
+	for i := range 20 {
+		if v := c.client.Get(t.Context(), fmt.Sprintf("t:%d:search", i)).Val(); len(v) != 40 {
+			t.Errorf("version %d is %q", i, v)
+		}
+	}
+	// The scripts of one node are flushed.
+	c.nodes[1].ScriptFlush(t.Context())
+	purge := mapping.Invalidation{Op: mapping.OpPurge, Family: plain(t)}
+	bump := mapping.Invalidation{Op: mapping.OpPurge, Family: versioned(t)}
+	if err := r.Apply(t.Context(), batch(t, 200, append(invs, purge, bump)...)); err != nil {
+		t.Fatal(err)
+	}
+	if n := present(t, c.client, keys...); n != 0 {
+		t.Errorf("%d keys are left after the purge", n)
+	}
+	if n := present(t, c.client, others...); n != 1000 {
+		t.Errorf("%d of 1000 keys of another family are left", n)
+	}
+	for i := range 20 {
+		if v := c.client.Get(t.Context(), fmt.Sprintf("t:%d:search", i)).Val(); len(v) != 40 || v[16:32] != lsn.LSN(200).Hex() {
+			t.Errorf("version %d is %q", i, v)
+		}
+	}
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(200)}); err != nil {
+		t.Fatal(err)
+	}
+	n, err := r.Node(t.Context())
+	if err != nil || len(n.Primaries) != 3 {
+		t.Errorf("node %+v, %v", n, err)
+	}
+	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t), versioned(t)}, nil); err != nil {
+		t.Error(err)
+	}
+	if control, err := r.Load(t.Context()); err != nil || control.Applied != 200 {
+		t.Errorf("%+v, %v", control, err)
+	}
+}
+
+func TestClusterDedicatedPurge(t *testing.T) {
+	c := newCluster(t)
+	r := attached(t, c.url(), func(o *Options) { o.Config.Dedicated = true })
+	fill(t, c.client, numbered("k%d", 1000)...)
+	if err := r.SetState(t.Context(), StateGap, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PurgeAll(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := present(t, c.client, numbered("k%d", 1000)...); n != 0 {
+		t.Errorf("%d keys are left", n)
+	}
+	if control, err := r.Load(t.Context()); err != nil || control.State != StateGap {
+		t.Errorf("%+v, %v", control, err)
+	}
+}
+
+// While a slot migrates, absent keys are answered with ASK; the pipeline goes on,
+// and reaches keys that have moved already.
+func TestClusterMigratingSlot(t *testing.T) {
+	c := newCluster(t)
+	r := attached(t, c.url())
+	same := c.sameSlot(t, "t:7:user:%d", 5)
+	key, gone, moved, second, ver := same[0], same[1], same[2], same[3], same[4]
+	fill(t, c.client, key, moved, second)
+	from := c.moving(t, key)
+	if err := c.nodes[from].Migrate(t.Context(), "127.0.0.1", strconv.Itoa(c.servers[3].Port()), moved, 0, 1e9).Err(); err != nil {
+		t.Fatal(err)
+	}
+	version := mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: []byte(ver)}
+	if err := r.Apply(t.Context(), batch(t, 100, append(deletes(plain(t), key, gone, moved, "elsewhere"), version)...)); err != nil {
+		t.Fatal(err)
+	}
+	if keys := c.nodes[3].Keys(t.Context(), "*").Val(); !slices.Equal(keys, []string{ver}) {
+		t.Errorf("the importing node has %q", keys)
+	}
+	if n := c.nodes[from].Exists(t.Context(), key).Val(); n != 0 {
+		t.Error("the key that did not move is left")
+	}
+	// A purge meets keys on both sides.
+	if n := c.nodes[from].Exists(t.Context(), second).Val(); n != 1 {
+		t.Fatal("no key to purge")
+	}
+	err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := c.nodes[from].Exists(t.Context(), second).Val(); n != 0 {
+		t.Error("the purge left a key of the migrating slot")
+	}
+}
+
+// A slot gets a new owner: a primary that was not there when the sink attached.
+func TestClusterNewPrimary(t *testing.T) {
+	c := newCluster(t)
+	r := attached(t, c.url())
+	c.moving(t, "{x}1")
+	slot := c.client.ClusterKeySlot(t.Context(), "{x}1").Val()
+	for _, n := range []int{3, 0, 1, 2} {
+		if err := c.nodes[n].Do(t.Context(), "cluster", "setslot", slot, "node", c.ids[3]).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	eventually(t, "the new topology", func() bool {
+		err = r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "{x}1")...))
+		return errors.Is(err, ErrNodeChanged)
+	})
+	mustAttach(t, r)
+	if err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "{x}1")...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A primary that does not hold the control hash dies, and its replica takes over
+// without what it had acknowledged.
+func TestClusterFailover(t *testing.T) {
+	c := newCluster(t)
+	r := attached(t, c.url())
+	control := c.owner(t, r.controlKey)
+	victim := (control + 1) % 3
+	if err := c.nodes[3].Do(t.Context(), "cluster", "replicate", c.ids[victim]).Err(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the replica to be in step", func() bool {
+		return strings.Contains(c.nodes[3].Info(t.Context(), "replication").Val(), "master_link_status:up")
+	})
+	mustAttach(t, r)
+	before, err := r.Node(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := numbered("t:user:%d", 300)
+	if err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), keys...)...)); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[victim].Kill()
+	failed := 0
+	eventually(t, "the failover to be noticed", func() bool {
+		err := r.Apply(t.Context(), batch(t, 200, deletes(plain(t), keys...)...))
+		if err != nil && !errors.Is(err, ErrNodeChanged) {
+			failed++
+		}
+		if err == nil {
+			t.Fatal("a batch was applied although a primary was away or another one")
+		}
+		return errors.Is(err, ErrNodeChanged)
+	})
+	if failed == 0 {
+		t.Log("no error while the primary was away")
+	}
+	eventually(t, "the new primary", func() bool {
+		_, err := r.Attach(t.Context())
+		return err == nil
+	})
+	after, err := r.Node(t.Context())
+	if err != nil || after.Same(before) {
+		t.Errorf("%+v, %v", after, err)
+	}
+	eventually(t, "all nodes to see the cluster as up", func() bool {
+		return r.Apply(t.Context(), batch(t, 200, deletes(plain(t), keys...)...)) == nil
+	})
+}

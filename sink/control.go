@@ -1,0 +1,251 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+)
+
+// State is what readers of critical keys obey.
+type State string
+
+// The states. An absent hash, or a state that a reader does not know, is to be
+// read as StateGap.
+const (
+	StateOK         State = "ok"          // fresh to fresh_as_of
+	StateCatchingUp State = "catching_up" // nothing is lost, but much is behind
+	StateGap        State = "gap"         // changes may be missing; the purge is under way
+	StatePaused     State = "paused"      // held back on purpose
+)
+
+// ControlKey is the key of a slot's control hash. The braces are part of it: a
+// hash tag, so that whatever else belongs to the slot can be in its cluster slot.
+func ControlKey(prefix, slot string) string { return prefix + "source:{" + slot + "}" }
+
+// Source identifies the history that positions belong to.
+type Source struct {
+	SystemID string
+	Timeline uint32
+	Epoch    string // whatever else tells two histories apart; stored and given back as it is
+}
+
+// Control is the control hash as it was found.
+type Control struct {
+	Found      bool
+	Generation uint32 // rises with each StartGeneration
+	Source     Source
+	Region     string
+	Applied    lsn.LSN   // commit LSN: no transaction at or below it is missing
+	End        lsn.LSN   // end LSN of that transaction
+	CommitTime time.Time // its commit time
+	FreshAsOf  time.Time // nothing that was visible on the source then is missing
+	Sent       lsn.LSN   // commit LSN: nothing above it has been applied
+	State      State
+	Reason     string
+	StateSince time.Time
+	Updated    time.Time // the writer's clock
+
+	writer   string
+	revision uint64 // of the state
+}
+
+// Checkpoint says that no transaction at or below a position is missing.
+type Checkpoint struct {
+	ordering.Position
+	FreshAsOf time.Time // of the newest heartbeat at or below; zero: the stored one stands
+	SystemID  string    // when set, must be that of the current generation
+}
+
+// fields lists the whole hash for install.lua.
+func (c *Control) fields() []any {
+	return []any{
+		"format", "1",
+		"generation", hex32(c.Generation),
+		"writer", c.writer,
+		"system_id", c.Source.SystemID,
+		"timeline", hex32(c.Source.Timeline),
+		"epoch", c.Source.Epoch,
+		"region", c.Region,
+		"applied", c.Applied.Hex(),
+		"end", c.End.Hex(),
+		"commit_time", hexTime(c.CommitTime),
+		"fresh_as_of", hexTime(c.FreshAsOf),
+		"sent", c.Sent.Hex(),
+		"state", string(c.State),
+		"reason", c.Reason,
+		"state_since", hexTime(c.StateSince),
+		"state_revision", hex64(c.revision),
+		"updated", hexTime(c.Updated),
+	}
+}
+
+// parseControl reads the hash. A field that cannot be read is an error: to guess
+// a position would be to lose changes.
+func parseControl(m map[string]string) (Control, error) {
+	if m["generation"] == "" {
+		return Control{}, nil
+	}
+	c := Control{
+		Found:  true,
+		Source: Source{SystemID: m["system_id"], Epoch: m["epoch"]},
+		Region: m["region"], State: State(m["state"]), Reason: m["reason"], writer: m["writer"],
+	}
+	var errs []error
+	number := func(name string, digits int) uint64 {
+		v := m[name]
+		n, err := strconv.ParseUint(v, 16, 4*digits)
+		if err != nil || len(v) != digits {
+			errs = append(errs, fmt.Errorf("field %s is %q, want %d hexadecimal digits", name, v, digits))
+		}
+		return n
+	}
+	c.Generation = uint32(number("generation", 8))
+	c.Source.Timeline = uint32(number("timeline", 8))
+	c.Applied, c.End, c.Sent = lsn.LSN(number("applied", 16)), lsn.LSN(number("end", 16)), lsn.LSN(number("sent", 16))
+	c.CommitTime = timeFromMicros(number("commit_time", 16))
+	c.FreshAsOf = timeFromMicros(number("fresh_as_of", 16))
+	c.StateSince = timeFromMicros(number("state_since", 16))
+	c.Updated = timeFromMicros(number("updated", 16))
+	c.revision = number("state_revision", 16)
+	if err := errors.Join(errs...); err != nil {
+		return Control{}, &Error{Kind: KindConfiguration, Err: fmt.Errorf("the control hash is damaged: %w", err),
+			Hint: "delete it (UNLINK): the daemon then starts a new generation, which purges all mapped families"}
+	}
+	return c, nil
+}
+
+func (r *Redis) load(ctx context.Context, be *backend) (Control, error) {
+	c, err := be.nodeFor(ctx, r.controlKey)
+	if err != nil {
+		return Control{}, err
+	}
+	m, err := c.HGetAll(ctx, r.controlKey).Result()
+	if replyCode(err) == "WRONGTYPE" {
+		return Control{}, nil // installing a generation replaces it
+	}
+	if err != nil {
+		be.noteReply(be.addr(c), err)
+		return Control{}, wrap("", be.addr(c), "", err)
+	}
+	return parseControl(m)
+}
+
+// callControl runs a script on the control hash and turns its answer into an
+// error. NOSCRIPT and an absent hash are mended once, by loading and restoring.
+func (r *Redis) callControl(ctx context.Context, be *backend, command func(replID string) *redis.Cmd) error {
+	for attempt := 1; ; attempt++ {
+		c, err := be.nodeFor(ctx, r.controlKey)
+		if err != nil {
+			return err
+		}
+		if err := be.guard.node(be.addr(c)); err != nil {
+			return err
+		}
+		cmd := command(be.guard.replID(be.addr(c)))
+		_ = c.Process(ctx, cmd) // the error stands on the command
+		err = r.controlAnswer(be, be.addr(c), cmd)
+		if err == nil || attempt == attempts {
+			return err
+		}
+		if err := r.mend(ctx, be, c, err); err != nil {
+			return err
+		}
+	}
+}
+
+// controlAnswer reads the reply of a control script.
+func (r *Redis) controlAnswer(be *backend, addr string, cmd *redis.Cmd) error {
+	answer, err := cmd.Text()
+	if err != nil {
+		be.noteReply(addr, err)
+		return wrap("", addr, "", err)
+	}
+	switch answer {
+	case "ok":
+		return nil
+	case "absent":
+		return errAbsent
+	case "generation":
+		err = fmt.Errorf("%w: it has another generation", ErrSuperseded)
+	case "revision":
+		err = fmt.Errorf("%w: a later state is published", ErrSuperseded)
+	case "node":
+		err = fmt.Errorf("%w: %s: another history (replication id)", ErrNodeChanged, addr)
+		be.guard.fail(err)
+	default:
+		err = errors.New("unknown answer of a script")
+	}
+	return wrap("", addr, "", err)
+}
+
+// mend removes the cause of an error that is not one of Redis's health. nil means
+// that sending again makes sense; else it returns the error to report.
+func (r *Redis) mend(ctx context.Context, be *backend, c *redis.Client, err error) error {
+	switch {
+	case errors.Is(err, errAbsent):
+		r.metrics.restored.Inc()
+		return r.restore(ctx, be, c)
+	case replyCode(err) == "NOSCRIPT":
+		r.metrics.reloaded.Inc()
+		return r.loadScripts(ctx, c)
+	}
+	return err
+}
+
+func (r *Redis) loadScripts(ctx context.Context, c *redis.Client) error {
+	return send(ctx, c, r.scripts.loads(ctx)...)
+}
+
+// restore writes the control hash again after it was flushed or evicted. That
+// the node is the same was checked: what the process knows of it is true.
+func (r *Redis) restore(ctx context.Context, be *backend, c *redis.Client) error {
+	for attempt := 1; ; attempt++ {
+		cmd := r.installCommand(ctx, be.guard.replID(be.addr(c)))
+		_ = c.Process(ctx, cmd)
+		err := r.controlAnswer(be, be.addr(c), cmd)
+		if err == nil || attempt == attempts || replyCode(err) != "NOSCRIPT" {
+			return err
+		}
+		if err := r.loadScripts(ctx, c); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *Redis) installCommand(ctx context.Context, replID string) *redis.Cmd {
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	c := r.shadow
+	c.writer, c.Updated = r.writer, r.now()
+	return r.scripts.install.command(ctx, []any{r.controlKey}, append([]any{hex32(c.Generation), replID, r.writer}, c.fields()...))
+}
+
+func hex32(v uint32) string { return fmt.Sprintf("%08x", v) }
+func hex64(v uint64) string { return lsn.LSN(v).Hex() }
+
+// hexTime writes microseconds since 1970; the zero time, and all before 1970,
+// are 0.
+func hexTime(t time.Time) string {
+	return hex64(uint64(max(0, micros(t))))
+}
+
+func micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func timeFromMicros(v uint64) time.Time {
+	if v == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(int64(v)).UTC()
+}

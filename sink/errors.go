@@ -1,0 +1,207 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// ErrNodeChanged means that Redis may have lost acknowledged writes: another
+// process answers, or the same one with another history, or the node is no
+// primary any more. Nothing of the refused batch was applied there. The caller
+// attaches again (Attach), decides from the Control it returns where to replay
+// from, and resends. No retry without Attach succeeds.
+var ErrNodeChanged = errors.New("the Redis node changed")
+
+// ErrSuperseded means that another process wrote the control hash: a later
+// generation, or a later state. The caller attaches again.
+var ErrSuperseded = errors.New("another process has taken over the control hash")
+
+// ErrNotAttached means that Attach, or for a new control hash StartGeneration,
+// was not called yet.
+var ErrNotAttached = errors.New("not attached")
+
+// errAbsent: the control hash was flushed or evicted on a node that is otherwise
+// the same. It is written again and the batch resent.
+var errAbsent = errors.New("the control hash is absent")
+
+// errUnacknowledged stands on every command until its reply was read, so that a
+// command that was forgotten on the way can never pass for one that succeeded.
+var errUnacknowledged = errors.New("no reply was read")
+
+// Kind says what an error asks for. All kinds but KindUsage are retried: even
+// a wrong password may be mended on the server's side, and dropping
+// invalidations is never the answer.
+type Kind uint8
+
+// The kinds of error.
+const (
+	KindUnavailable   Kind = iota // network, timeout, starting up, cluster down: wait
+	KindConfiguration             // a right, a password, a server setting: a person must mend it
+	KindNodeChanged               // Attach
+	KindSuperseded                // Attach
+	KindScript                    // NOSCRIPT: handled inside; seen only when it persists
+	KindCanceled                  // the caller's context ended
+	KindUsage                     // a bug in the caller
+	KindOther
+)
+
+var kindNames = [...]string{"unavailable", "configuration", "node_changed", "superseded", "noscript", "canceled", "usage", "other"}
+
+func (k Kind) String() string { return kindNames[k] }
+
+// Error is what every method of Redis returns. It quotes no key and no password.
+type Error struct {
+	Op       string // "apply", "checkpoint", ...
+	Kind     Kind
+	Addr     string // the node, where one is known
+	Position string // the highest commit LSN of the batch, or the checkpoint's
+	Hint     string // what to do; empty when waiting is all
+	Err      error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.Op != "" {
+		b.WriteString("redis: " + e.Op)
+		if e.Position != "" {
+			b.WriteString(" up to " + e.Position)
+		}
+		if e.Addr != "" {
+			b.WriteString(" on " + e.Addr)
+		}
+		b.WriteString(": ")
+	}
+	b.WriteString(e.Err.Error())
+	if e.Hint != "" {
+		b.WriteString(" (" + e.Hint + ")")
+	}
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Configuration reports whether a person has to mend something.
+func (e *Error) Configuration() bool { return e.Kind == KindConfiguration }
+
+// Retry reports whether resending the same thing can succeed, now or later,
+// without Attach.
+func (e *Error) Retry() bool {
+	switch e.Kind {
+	case KindNodeChanged, KindSuperseded, KindCanceled, KindUsage:
+		return false
+	}
+	return true
+}
+
+// aclHint names every command that the sink sends, so that one look at the
+// error is enough to write the rule.
+const aclHint = "grant the user: ACL SETUSER <user> on ><password> ~<data keys> ~<redis.prefix>* " +
+	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +ping +hello, " +
+	"in a cluster also +cluster|slots +cluster|nodes +asking, with redis.dedicated also +flushdb"
+
+// replies maps the first word of an error reply to what it means.
+var replies = map[string]struct {
+	kind Kind
+	hint string
+}{
+	"NOPERM":      {KindConfiguration, aclHint},
+	"NOAUTH":      {KindConfiguration, "the server wants a password: put it into redis.url"},
+	"WRONGPASS":   {KindConfiguration, "user or password in redis.url are not the server's"},
+	"MISCONF":     {KindConfiguration, "the server cannot write its snapshot and refuses writes: mend its disk, or set stop-writes-on-bgsave-error no"},
+	"OOM":         {KindConfiguration, "the server is above maxmemory and evicts nothing: raise maxmemory or set maxmemory-policy allkeys-lru"},
+	"DENIED":      {KindConfiguration, "protected mode: give the server a password or a bind address"},
+	"NOREPLICAS":  {KindConfiguration, "min-replicas-to-write is not met: bring the replicas back"},
+	"READONLY":    {KindNodeChanged, "it is a replica now: reconnecting to the primary"},
+	"MASTERDOWN":  {KindNodeChanged, "it is a replica now: reconnecting to the primary"},
+	"NOSCRIPT":    {KindScript, "the scripts are loaded again"},
+	"LOADING":     {KindUnavailable, "the server is loading its data; waiting"},
+	"BUSY":        {KindUnavailable, "a script of another client is running; waiting"},
+	"CLUSTERDOWN": {KindUnavailable, "the cluster has slots that no primary serves; check CLUSTER INFO"},
+	"MOVED":       {KindUnavailable, "slots have moved; the topology is read again"},
+	"ASK":         {KindUnavailable, "slots are moving; the topology is read again"},
+	"TRYAGAIN":    {KindUnavailable, "slots are moving; waiting"},
+	"UNBLOCKED":   {KindUnavailable, "the node changed its role"},
+}
+
+// replyCode is the first word of a server's error reply, "" for any other error.
+func replyCode(err error) string {
+	var re redis.Error
+	if !errors.As(err, &re) {
+		return ""
+	}
+	msg := re.Error()
+	// What a script got from a command arrives inside of the script's own error:
+	// "ERR ... -OOM command not allowed" before 7.0, "OOM ... script: ..." since.
+	code, _, _ := strings.Cut(msg, " ")
+	if code == "ERR" {
+		for _, inner := range []string{"OOM", "READONLY", "MISCONF", "NOREPLICAS", "NOPERM"} {
+			if strings.Contains(msg, "-"+inner+" ") {
+				return inner
+			}
+		}
+		if strings.Contains(msg, "can't run this command") {
+			return "NOPERM"
+		}
+	}
+	return strings.TrimPrefix(code, "-")
+}
+
+// wrap gives an error its operation and meaning. It keeps an *Error as it is,
+// apart from what that one could not know.
+func wrap(op, addr, position string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *Error
+	if errors.As(err, &known) {
+		e := *known
+		if e.Op == "" {
+			e.Op = op
+		}
+		if e.Addr == "" {
+			e.Addr = addr
+		}
+		if e.Position == "" {
+			e.Position = position
+		}
+		return &e
+	}
+	e := &Error{Op: op, Addr: addr, Position: position, Err: err}
+	e.Kind, e.Hint = classify(err)
+	if e.Kind == KindNodeChanged && !errors.Is(err, ErrNodeChanged) {
+		e.Err = fmt.Errorf("%w: %w", ErrNodeChanged, err)
+	}
+	return e
+}
+
+func classify(err error) (Kind, string) {
+	switch {
+	case errors.Is(err, ErrNodeChanged):
+		return KindNodeChanged, "attaching again decides what to replay"
+	case errors.Is(err, ErrSuperseded):
+		return KindSuperseded, "is a second daemon running on this slot?"
+	case errors.Is(err, ErrNotAttached):
+		return KindUsage, ""
+	case errors.Is(err, context.Canceled):
+		return KindCanceled, ""
+	}
+	if code := replyCode(err); code != "" {
+		if r, ok := replies[code]; ok {
+			return r.kind, r.hint
+		}
+		return KindOther, ""
+	}
+	var ne net.Error
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &ne), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, redis.ErrClosed), errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
+		return KindUnavailable, "is Redis running and reachable at redis.url?"
+	}
+	return KindOther, ""
+}

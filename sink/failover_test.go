@@ -1,0 +1,308 @@
+package sink
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+)
+
+func replicate(t testing.TB, replica *redis.Client, primary *localserver.Redis) {
+	t.Helper()
+	if err := replica.Do(t.Context(), "replicaof", "127.0.0.1", primary.Port()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the replica to be in step", func() bool {
+		return strings.Contains(replica.Info(t.Context(), "replication").Val(), "master_link_status:up")
+	})
+}
+
+// The primary dies with acknowledged writes that its replica never got, and the
+// URL leads to the replica. Nothing may be applied there, and above all nothing
+// checkpointed, before the daemon knows.
+func TestReplicaPromoted(t *testing.T) {
+	primary, pc := server(t)
+	replica, rc := server(t)
+	p := newProxy(t, nil, primary.Address())
+	r := attached(t, p.url())
+	replicate(t, rc, primary)
+	// The first replica of a primary begins a new history there.
+	eventually(t, "the primary to be in step", func() bool { return pc.Wait(t.Context(), 1, 0).Val() == 1 })
+	mustAttach(t, r)
+
+	keys := numbered("t:user:%d", 800)
+	fill(t, pc, keys...)
+	apply := func(at lsn.LSN, keys ...string) error {
+		return r.Apply(t.Context(), batch(t, at, deletes(plain(t), keys...)...))
+	}
+	if err := apply(100, keys[:100]...); err != nil {
+		t.Fatal(err)
+	}
+	if err := apply(200, keys[100:200]...); err != nil { // stores 100
+		t.Fatal(err)
+	}
+	eventually(t, "the replica to have the first checkpoint", func() bool {
+		return rc.HGet(t.Context(), r.controlKey, "applied").Val() == lsn.LSN(100).Hex()
+	})
+	// From here on the replica gets nothing more.
+	if err := rc.Do(t.Context(), "replicaof", "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for i := 2; i < 8; i++ {
+		if err := apply(lsn.LSN(100*i+100), keys[100*i:100*i+100]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if applied, _ := r.Durable(); applied != 700 {
+		t.Fatalf("durable %v, want 700", applied)
+	}
+	primary.Kill()
+	p.lead(replica.Address())
+	p.cut()
+
+	fill(t, rc, "witness")
+	var err error
+	eventually(t, "an answer", func() bool {
+		err = apply(900, "witness")
+		return errors.Is(err, ErrNodeChanged)
+	})
+	contains(t, err, "another process", "another history")
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(900)}); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	if err := r.SetState(t.Context(), StateOK, ""); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("state: %v", err)
+	}
+	if present(t, rc, "witness") != 1 {
+		t.Error("a batch was applied to the promoted replica before it was known")
+	}
+	if got := rc.HGet(t.Context(), r.controlKey, "applied").Val(); got != lsn.LSN(100).Hex() {
+		t.Errorf("the promoted replica's checkpoint was moved to %s", got)
+	}
+	c := mustAttach(t, r)
+	if !c.Found || c.Applied != 100 {
+		t.Fatalf("after attaching again: %+v", c)
+	}
+	if stale := present(t, rc, keys...); stale < 500 {
+		t.Fatalf("only %d keys came back with the replica: the test proves nothing", stale)
+	}
+	for i := range 8 { // replay
+		if err := apply(lsn.LSN(100*i+100), keys[100*i:100*i+100]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if stale := present(t, rc, keys...); stale != 0 {
+		t.Errorf("%d stale keys after the replay", stale)
+	}
+}
+
+// Demoted, synchronised from a node that lacks our writes, promoted again, all
+// between two batches: the connection stays up, the run id is the same.
+func TestHistoryChangedUnderAConnection(t *testing.T) {
+	for _, name := range []string{"with an older control hash", "without one"} {
+		t.Run(name, func(t *testing.T) { historyChanged(t, name == "without one") })
+	}
+}
+
+func historyChanged(t *testing.T, lost bool) {
+	a, ac := server(t)
+	b, bc := server(t)
+	fill(t, bc, "x") // so that there is something to synchronise
+	r := attached(t, a.URL())
+	now := r.now()
+	r.now = func() time.Time { return now } // no periodic check comes to the rescue
+	if err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "k")...)); err != nil {
+		t.Fatal(err)
+	}
+	control := ac.HGetAll(t.Context(), r.controlKey).Val()
+	replicate(t, ac, b)
+	if err := ac.Do(t.Context(), "replicaof", "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range control { // as an older replica would have had it
+		if !lost {
+			ac.HSet(t.Context(), r.controlKey, name, value)
+		}
+	}
+	err := r.Apply(t.Context(), batch(t, 200, deletes(plain(t), "k")...))
+	if !errors.Is(err, ErrNodeChanged) {
+		t.Fatalf("got %v", err)
+	}
+	if err := r.SetState(t.Context(), StateOK, "x"); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("set state: %v", err)
+	}
+	if got := ac.HGet(t.Context(), r.controlKey, "applied").Val(); got != "" && got != lsn.LSN(0).Hex() {
+		t.Errorf("the checkpoint moved to %s on a node that may lack the batch", got)
+	}
+	if err := r.Apply(t.Context(), batch(t, 200, deletes(plain(t), "k")...)); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("not sticky: %v", err)
+	}
+}
+
+func TestDemotedNodeRefuses(t *testing.T) {
+	a, ac := server(t)
+	b, _ := server(t)
+	r := attached(t, a.URL())
+	now := r.now()
+	r.now = func() time.Time { return now }
+	replicate(t, ac, b)
+	err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "k")...))
+	if !errors.Is(err, ErrNodeChanged) {
+		t.Fatalf("got %v", err)
+	}
+	// Attaching to a replica waits, it does not succeed.
+	if _, err := r.Attach(t.Context()); err == nil || errors.Is(err, ErrNodeChanged) {
+		t.Errorf("attach to a replica: %v", err)
+	}
+	if err := ac.Do(t.Context(), "replicaof", "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	mustAttach(t, r)
+}
+
+func TestPeriodicVerify(t *testing.T) {
+	a, ac := server(t)
+	b, _ := server(t)
+	r := attached(t, a.URL())
+	if err := r.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := r.Node(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	replicate(t, ac, b)
+	if err := r.Verify(t.Context()); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("demoted: %v", err)
+	}
+	if after, err := r.Node(t.Context()); err == nil && after.Same(before) {
+		t.Errorf("Same(%+v, %+v)", before, after)
+	}
+}
+
+// The same machine, restarted from a snapshot that is older than what it had
+// acknowledged.
+func TestRestartedFromAnOldSnapshot(t *testing.T) {
+	s, c := server(t, "--save", "3600 1000000")
+	r := attached(t, s.URL())
+	keys := numbered("k%d", 300)
+	fill(t, c, keys...)
+	for i := range 2 {
+		if err := r.Apply(t.Context(), batch(t, lsn.LSN(100*i+100), deletes(plain(t), keys[100*i:100*i+100]...)...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Save(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	last := batch(t, 300, deletes(plain(t), keys[200:]...)...)
+	if err := r.Apply(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(300)}); err != nil {
+		t.Fatal(err)
+	}
+	s.Kill()
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	eventually(t, "an answer", func() bool {
+		err = r.Apply(t.Context(), batch(t, 400, deletes(plain(t), "x")...))
+		return errors.Is(err, ErrNodeChanged)
+	})
+	contains(t, err, "another process")
+	if got := mustAttach(t, r); got.Applied != 100 {
+		t.Errorf("attached at %v, the snapshot's checkpoint is 100", got.Applied)
+	}
+	if n := present(t, c, keys[200:]...); n != 100 {
+		t.Errorf("%d of the lost deletes are undone: the test proves nothing", n)
+	}
+}
+
+func TestSentinel(t *testing.T) {
+	primary, pc := server(t)
+	replica, rc := server(t)
+	replicate(t, rc, primary)
+	sentinel := startSentinel(t, primary)
+	url := "redis+sentinel://127.0.0.1:1," + sentinel + "/shop-cache/0" // the first is away
+	r := attached(t, url)
+	fill(t, pc, "a", "b")
+	if err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "a")...)); err != nil {
+		t.Fatal(err)
+	}
+	if present(t, pc, "a", "b") != 1 {
+		t.Error("the key is left")
+	}
+	sc := redis.NewSentinelClient(&redis.Options{Addr: sentinel})
+	t.Cleanup(func() { sc.Close() })
+	eventually(t, "the sentinel to know the replica", func() bool {
+		return sc.Failover(t.Context(), "shop-cache").Err() == nil
+	})
+	eventually(t, "the failover", func() bool {
+		a := sc.GetMasterAddrByName(t.Context(), "shop-cache").Val()
+		return len(a) == 2 && a[1] == strconv.Itoa(replica.Port())
+	})
+	eventually(t, "the failover to be noticed", func() bool {
+		return errors.Is(r.Verify(t.Context()), ErrNodeChanged)
+	})
+	eventually(t, "the promoted replica to be a primary", func() bool {
+		_, err := r.Attach(t.Context())
+		return err == nil
+	})
+	if err := r.Apply(t.Context(), batch(t, 200, deletes(plain(t), "b")...)); err != nil {
+		t.Fatal(err)
+	}
+	if present(t, rc, "b") != 0 {
+		t.Error("the key is left on the new primary")
+	}
+
+	unknown := open(t, "redis+sentinel://"+sentinel+"/nobody")
+	_, err := unknown.Attach(t.Context())
+	contains(t, err, `knows no group "nobody"`)
+}
+
+// startSentinel needs a program that can be told its configuration file.
+func startSentinel(t testing.TB, primary *localserver.Redis) string {
+	t.Helper()
+	var path string
+	for _, name := range []string{"redis-server", "valkey-server"} {
+		if p, err := exec.LookPath(name); err == nil {
+			path = p
+			break
+		}
+	}
+	if path == "" {
+		t.Fatal("a sentinel needs redis-server or valkey-server on the PATH")
+	}
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "sentinel.conf")
+	text := "sentinel monitor shop-cache 127.0.0.1 " + strconv.Itoa(primary.Port()) + " 1\n" +
+		"sentinel down-after-milliseconds shop-cache 60000\n"
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	port := freePort(t)
+	cmd := exec.Command(path, conf, "--sentinel", "--port", port, "--bind", "127.0.0.1", "--dir", dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	addr := "127.0.0.1:" + port
+	c := servertest.RedisClient(t, "redis://"+addr)
+	eventually(t, "the sentinel to answer", func() bool { return c.Ping(t.Context()).Err() == nil })
+	return addr
+}

@@ -1,0 +1,58 @@
+-- checkpoint.lua: move a slot's control hash forward, never back.
+--
+-- KEYS[1]  the control hash
+-- ARGV[1]  generation, 8 hex digits: the writer's
+-- ARGV[2]  replication id that the batches were applied under; '' = do not check
+-- ARGV[3]  sent: the highest commit LSN about to be applied, 16 hex; '' = none
+-- ARGV[4]  applied: commit LSN at or below which nothing is missing, 16 hex; '' = none
+-- ARGV[5]  end LSN of that transaction, 16 hex
+-- ARGV[6]  its timeline, 8 hex
+-- ARGV[7]  its commit time, microseconds since 1970, 16 hex
+-- ARGV[8]  fresh_as_of: nothing visible then is missing, 16 hex; '' = as before
+-- ARGV[9]  updated: the writer's clock, microseconds since 1970, 16 hex
+--
+-- Returns 'ok'          nothing in the hash is behind what was asked for
+--         'node'        the node's history is another one: nothing was written
+--         'absent'      no hash (flushed or evicted): nothing was written
+--         'generation'  the hash belongs to another generation: nothing was written
+--
+-- Slot: one key, so one slot.
+--
+-- Why a script: a command whose reply was lost may run long after its writer
+-- gave up on it, so every position is compared where it is written. Positions
+-- are fixed-width lower-case hex, compared as strings: Lua's numbers lose 64-bit
+-- integers. Why the replication id: a node that was demoted, synchronised from
+-- another one and promoted again keeps its connections and may have lost the
+-- very batch that this checkpoint vouches for; only the id tells.
+if ARGV[2] ~= '' then
+  local info = redis.pcall('INFO', 'replication')
+  if type(info) == 'string' and not string.find(info, 'master_replid:' .. ARGV[2], 1, true) then
+    return 'node'
+  end
+end
+local h = redis.pcall('HMGET', KEYS[1], 'generation', 'sent', 'applied', 'end')
+if h.err or not h[1] then return 'absent' end
+if h[1] ~= ARGV[1] then return 'generation' end
+local set = {}
+if ARGV[3] ~= '' and ARGV[3] > (h[2] or '') then
+  set = {'sent', ARGV[3]}
+end
+-- On an idle source the end moves on while the newest commit stays.
+local applied = h[3] or ''
+if ARGV[4] ~= '' and (ARGV[4] > applied or ARGV[4] == applied and ARGV[5] > (h[4] or '')) then
+  for i, name in ipairs({'applied', 'end', 'timeline', 'commit_time', 'fresh_as_of'}) do
+    if ARGV[3 + i] ~= '' then
+      set[#set + 1] = name
+      set[#set + 1] = ARGV[3 + i]
+    end
+  end
+end
+if #set > 0 then
+  set[#set + 1] = 'updated'
+  set[#set + 1] = ARGV[9]
+  -- A server above maxmemory refuses HSET as a script's first write, and takes
+  -- it after any other. The hash must never expire anyway.
+  redis.call('PERSIST', KEYS[1])
+  redis.call('HSET', KEYS[1], unpack(set))
+end
+return 'ok'

@@ -1,0 +1,193 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+func purgeOf(f *mapping.Family, tenant string) mapping.Invalidation {
+	inv := mapping.Invalidation{Op: mapping.OpPurge, Family: f}
+	if tenant != "" {
+		inv.Tenant = []byte(tenant)
+	}
+	return inv
+}
+
+// Exactly the family, or the tenant of it, among a hundred thousand keys.
+func TestPurgeExactly(t *testing.T) {
+	db := servertest.Redis(t)
+	c := db.Client(t)
+	r := attached(t, db.URL)
+	var mine, otherTenant, others []string
+	for i := range 50000 {
+		mine = append(mine, fmt.Sprintf("t:7:user:%d", i))
+	}
+	for i := range 30000 {
+		otherTenant = append(otherTenant, fmt.Sprintf("t:%d:user:%d", 70+i%30, i))
+	}
+	for i := range 20000 {
+		others = append(others, fmt.Sprintf("t:7:usher:%d", i))
+	}
+	others = append(others, "t:7:user", "xt:7:user:1", "t:7:users:1", "T:7:user:1")
+	fill(t, c, mine...)
+	fill(t, c, otherTenant...)
+	fill(t, c, others...)
+
+	if err := r.Apply(t.Context(), batch(t, 100, purgeOf(plain(t), "7"))); err != nil {
+		t.Fatal(err)
+	}
+	if n := present(t, c, mine...); n != 0 {
+		t.Errorf("%d of the tenant's keys are left", n)
+	}
+	if n := present(t, c, otherTenant...); n != len(otherTenant) {
+		t.Errorf("%d of %d keys of other tenants are left", n, len(otherTenant))
+	}
+	if err := r.Apply(t.Context(), batch(t, 200, purgeOf(plain(t), ""))); err != nil {
+		t.Fatal(err)
+	}
+	if n := present(t, c, otherTenant...); n != 0 {
+		t.Errorf("%d of the family's keys are left", n)
+	}
+	if n := present(t, c, others...); n != len(others) {
+		t.Errorf("%d of %d other keys are left", n, len(others))
+	}
+	if control, err := r.Load(t.Context()); err != nil || !control.Found || control.Sent != 200 {
+		t.Errorf("%+v, %v", control, err)
+	}
+}
+
+// SCAN must not miss a key that is there all the time, whatever comes and goes
+// and makes the table grow and shrink meanwhile.
+func TestPurgeWhileOthersWrite(t *testing.T) {
+	db := servertest.Redis(t)
+	c := db.Client(t)
+	r := attached(t, db.URL)
+	keys := numbered("t:7:user:%d", 20000)
+	fill(t, c, keys...)
+	ctx, cancel := context.WithCancel(t.Context())
+	writer := db.Client(t)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := 0; ctx.Err() == nil; n++ {
+			p := writer.Pipeline()
+			for i := range 2000 {
+				if n%2 == 0 {
+					p.Set(ctx, fmt.Sprintf("noise:%d:%d", n/2%10, i), "x", 0)
+				} else {
+					p.Del(ctx, fmt.Sprintf("noise:%d:%d", n/2%10, i))
+				}
+			}
+			_, _ = p.Exec(ctx) // ends with the context
+		}
+	})
+	for i := range 3 {
+		if i > 0 {
+			fill(t, c, keys...)
+		}
+		if err := r.Apply(t.Context(), batch(t, lsn.LSN(100+i), purgeOf(plain(t), ""))); err != nil {
+			t.Error(err)
+		}
+		if n := present(t, c, keys...); n != 0 {
+			t.Errorf("%d keys are left", n)
+		}
+	}
+	cancel()
+	wg.Wait()
+}
+
+func TestPurgeOfVersionsMovesThem(t *testing.T) {
+	db := servertest.Redis(t)
+	c := db.Client(t)
+	r := attached(t, db.URL)
+	f := versioned(t)
+	var invs []mapping.Invalidation
+	for i := range 300 {
+		invs = append(invs, mapping.Invalidation{Op: mapping.OpAdvance, Family: f, Key: fmt.Appendf(nil, "t:%d:search", i)})
+	}
+	if err := r.Apply(t.Context(), batch(t, 100, invs...)); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, c, "t:1:search:old-entry")
+	before := c.MGet(t.Context(), numbered("t:%d:search", 300)...).Val()
+	check := func(what string) {
+		t.Helper()
+		after := c.MGet(t.Context(), numbered("t:%d:search", 300)...).Val()
+		for i := range after {
+			if a, ok := after[i].(string); !ok || a <= before[i].(string) {
+				t.Fatalf("%s: version %d went from %v to %v", what, i, before[i], after[i])
+			}
+		}
+		before = after
+	}
+	if err := r.Apply(t.Context(), batch(t, 200, purgeOf(f, ""))); err != nil {
+		t.Fatal(err)
+	}
+	check("purge in a batch")
+	var seen []Progress
+	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t), f}, func(p Progress) { seen = append(seen, p) }); err != nil {
+		t.Fatal(err)
+	}
+	check("purge of all")
+	if len(seen) != 2 || seen[1].Done != 2 || seen[1].Total != 2 || seen[1].Removed != 300 || seen[1].Family != "search" {
+		t.Errorf("progress %+v", seen)
+	}
+	// It ends within the same generation, and what follows still moves versions.
+	if err := r.Apply(t.Context(), batch(t, 300, invs...)); err != nil {
+		t.Fatal(err)
+	}
+	check("the commit after the purge")
+}
+
+func TestDedicatedPurgeKeepsTheState(t *testing.T) {
+	s, c := server(t)
+	r := attached(t, s.URL(), func(o *Options) { o.Config.Dedicated = true })
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(100)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetState(t.Context(), StateGap, "slot lost"); err != nil {
+		t.Fatal(err)
+	}
+	keys := append(numbered("t:7:user:%d", 1000), "no family's")
+	for range 2 {
+		fill(t, c, keys...)
+		c.ScriptFlush(t.Context())
+		if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if n := present(t, c, keys...); n != 0 {
+			t.Errorf("%d keys are left", n)
+		}
+		if control, err := r.Load(t.Context()); err != nil || control.State != StateGap || control.Applied != 100 || control.Source != testSource {
+			t.Errorf("%+v, %v", control, err)
+		}
+	}
+}
+
+func TestPurgeKeepsToItsRate(t *testing.T) {
+	db := servertest.Redis(t)
+	c := db.Client(t)
+	r := attached(t, db.URL, func(o *Options) { o.Config.ScanRate = 10000 })
+	fill(t, c, numbered("t:7:user:%d", 5000)...)
+	start := time.Now()
+	if err := r.Apply(t.Context(), batch(t, 100, purgeOf(plain(t), ""))); err != nil {
+		t.Fatal(err)
+	}
+	// 5000 keys removed and a tenth for those looked at, less the burst of a tenth
+	// of a second.
+	if took := time.Since(start); took < 350*time.Millisecond {
+		t.Errorf("5000 keys at 10000 a second took %v", took)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	fill(t, c, numbered("t:7:user:%d", 5000)...)
+	if err := r.Apply(ctx, batch(t, 100, purgeOf(plain(t), ""))); err == nil {
+		t.Error("a purge that was cut short counts as done")
+	}
+}

@@ -1,0 +1,267 @@
+package sink
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/time/rate"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+const (
+	defaultPrefix   = "inv:"
+	defaultScanRate = 20000
+
+	// verifyInterval bounds for how long a change that no connection tells of goes
+	// unseen: a demotion and promotion, resharding, a cut-off primary.
+	verifyInterval = time.Second
+)
+
+// Options configures Open.
+type Options struct {
+	Config     mapping.Redis
+	Slot       string // replication slot: names the control hash
+	Region     string
+	Logger     *slog.Logger          // nil: silent
+	Registerer prometheus.Registerer // nil: metrics are kept but not registered
+}
+
+// Redis applies batches to one Redis: a server, a sentinel group or a cluster.
+//
+// Apply, Checkpoint, StartGeneration, PurgeAll and Attach exclude each other and
+// are meant for the one goroutine that applies; Load, Node and SetState may be
+// called at any time from any other.
+type Redis struct {
+	endpoint   *endpoint
+	controlKey string
+	region     string
+	slot       string
+	dedicated  bool
+	log        *slog.Logger
+	metrics    *metrics
+	scripts    *scripts
+	limiter    *rate.Limiter
+	writer     string // nonce of this process
+	now        func() time.Time
+
+	backend atomic.Pointer[backend]
+	closed  atomic.Bool
+
+	mu       sync.Mutex // the applier
+	plan     plan
+	verified time.Time
+	pending  Checkpoint // of the last batch, not yet in Redis
+	havePend bool
+
+	shadowMu sync.Mutex
+	shadow   Control // the control hash as this process last knew it
+	highest  uint32  // highest generation ever seen
+}
+
+// Open parses the URL and prepares; it does not connect. A server that is away is
+// found out by the first call that needs it.
+func Open(o Options) (*Redis, error) {
+	e, err := parseURL(o.Config.URL.Reveal())
+	if err != nil {
+		return nil, &Error{Op: "open", Kind: KindConfiguration, Err: err}
+	}
+	if o.Slot == "" {
+		return nil, &Error{Op: "open", Kind: KindUsage, Err: errors.New("no slot name")}
+	}
+	prefix, scanRate := o.Config.Prefix, o.Config.ScanRate
+	if prefix == "" {
+		prefix = defaultPrefix
+	}
+	if scanRate <= 0 {
+		scanRate = defaultScanRate
+	}
+	logger := o.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, &Error{Op: "open", Kind: KindUsage, Err: err}
+	}
+	var nonce [8]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return nil, &Error{Op: "open", Kind: KindOther, Err: err}
+	}
+	r := &Redis{
+		endpoint:   e,
+		controlKey: ControlKey(prefix, o.Slot),
+		region:     o.Region,
+		slot:       o.Slot,
+		dedicated:  o.Config.Dedicated,
+		log:        logger,
+		metrics:    m,
+		scripts:    newScripts(),
+		limiter:    rate.NewLimiter(rate.Limit(scanRate), max(scanRate/10, scanCount)),
+		writer:     hex.EncodeToString(nonce[:]),
+		now:        time.Now,
+	}
+	r.backend.Store(r.newBackend())
+	return r, nil
+}
+
+func (r *Redis) newBackend() *backend {
+	return newBackend(r.endpoint, newGuard(r.scripts, r.metrics.connections.Inc))
+}
+
+// Close closes the connections. Calls under way fail.
+func (r *Redis) Close() error {
+	if r.closed.Swap(true) {
+		return nil
+	}
+	return r.backend.Load().close()
+}
+
+// Attach makes new connections, takes the nodes they lead to as the ones that
+// hold everything acknowledged from here on, and reads the control hash there. It
+// is called at the start and after every ErrNodeChanged or ErrSuperseded.
+//
+// What the Control says is what this node has: after a failover its Applied is
+// behind what was acknowledged before, and replay starts there. In a cluster it
+// speaks for the primary that holds the hash only; another primary may have lost
+// more, so there replay starts at the slot's confirmed position, which is kept
+// behind by the replay window for that. A Control that was not found on a node
+// that changed proves nothing: a gap, unless the server is known to be empty.
+func (r *Redis) Attach(ctx context.Context) (Control, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	be := r.newBackend()
+	// New connections only: one to a demoted primary must not be met again.
+	if err := r.backend.Swap(be).close(); err != nil {
+		r.log.Debug("close the old connections to redis", "error", err)
+	}
+	if r.closed.Load() {
+		return Control{}, wrap("attach", "", "", errors.Join(redis.ErrClosed, be.close()))
+	}
+	ids, err := be.identify(ctx)
+	if err != nil {
+		return Control{}, r.fail("attach", "", err)
+	}
+	for _, id := range ids {
+		if id.Role != rolePrimary {
+			return Control{}, r.fail("attach", "", &Error{Kind: KindUnavailable, Addr: id.Addr, Err: fmt.Errorf("the node is a %s", id.Role)})
+		}
+	}
+	// Read after the identities: should the node change in between, verify finds
+	// that it is no longer the one that was sealed.
+	c, err := r.load(ctx, be)
+	if err != nil {
+		return Control{}, r.fail("attach", "", err)
+	}
+	be.guard.seal(ids)
+	r.shadowMu.Lock()
+	r.shadow = c
+	r.highest = max(r.highest, c.Generation)
+	r.shadowMu.Unlock()
+	r.havePend = false
+	r.verified = r.now()
+	r.metrics.attached.Inc()
+	return c, nil
+}
+
+// Load reads the control hash as it is now, Control.Found=false when there is
+// none. It changes nothing about what Apply trusts: that is Attach.
+func (r *Redis) Load(ctx context.Context) (Control, error) {
+	c, err := r.load(ctx, r.backend.Load())
+	return c, r.fail("load the control hash", "", err)
+}
+
+// Node asks the primaries who they are now.
+func (r *Redis) Node(ctx context.Context) (Node, error) {
+	ids, err := r.backend.Load().identify(ctx)
+	if err != nil {
+		return Node{}, r.fail("identify the node", "", err)
+	}
+	return newNode(ids), nil
+}
+
+// Verify reports with ErrNodeChanged whether the nodes are still those that the
+// sink attached to. Apply and Checkpoint do this by themselves, on each new
+// connection and once a second; it is for a caller who has nothing to apply.
+func (r *Redis) Verify(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.verified = time.Time{}
+	_, err := r.ready(ctx)
+	return r.fail("verify", "", err)
+}
+
+// Durable is the newest position that Redis has acknowledged a checkpoint of:
+// what may be confirmed to Postgres, less the replay window.
+func (r *Redis) Durable() (applied, end lsn.LSN) {
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	return r.shadow.Applied, r.shadow.End
+}
+
+// Pending is the position of the last applied batch while its checkpoint waits to
+// go out with the next one. On an idle source the caller hands it to Checkpoint.
+func (r *Redis) Pending() (Checkpoint, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pending, r.havePend
+}
+
+// ready returns the backend if batches may go to it now.
+func (r *Redis) ready(ctx context.Context) (*backend, error) {
+	be := r.backend.Load()
+	if !be.guard.sealed() {
+		return nil, ErrNotAttached
+	}
+	if r.now().Sub(r.verified) >= verifyInterval {
+		if err := be.verify(ctx); err != nil {
+			be.noteReply("", err)
+			return nil, err
+		}
+		r.verified = r.now()
+	}
+	return be, nil
+}
+
+// generation returns the current one.
+func (r *Redis) generation() (uint32, error) {
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	if r.shadow.Generation == 0 {
+		return 0, fmt.Errorf("%w: StartGeneration was not called for this control hash", ErrNotAttached)
+	}
+	return r.shadow.Generation, nil
+}
+
+// stream is the head of the version values of this process.
+func (r *Redis) stream() string {
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(r.shadow.Source.SystemID + "/" + r.slot))
+	return hex32(r.shadow.Generation) + hex32(h.Sum32())
+}
+
+// fail completes an error and counts it.
+func (r *Redis) fail(op, position string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = wrap(op, "", position, err)
+	var e *Error
+	if errors.As(err, &e) {
+		r.metrics.errors.WithLabelValues(e.Kind.String()).Inc()
+	}
+	return err
+}

@@ -1,0 +1,73 @@
+package sink
+
+import (
+	"context"
+	"crypto/sha1" //nolint:gosec // Redis names scripts by their SHA-1
+	_ "embed"
+	"encoding/hex"
+
+	"github.com/redis/go-redis/v9"
+)
+
+//go:embed lua/checkpoint.lua
+var checkpointSource string
+
+//go:embed lua/install.lua
+var installSource string
+
+//go:embed lua/state.lua
+var stateSource string
+
+//go:embed lua/advance.lua
+var advanceSource string
+
+// script is a Lua script that is called by its hash only. redis.Script is not
+// used: inside a pipeline it has no answer to NOSCRIPT, and outside of one it
+// sends EVAL, which hides that a node lost its scripts.
+type script struct {
+	source string
+	sha    string
+}
+
+// scripts holds all that the sink calls. Each new connection loads them, since a
+// promoted replica (7.0 and later) has not received them from its primary.
+type scripts struct {
+	checkpoint, install, state, advance script
+}
+
+func newScripts() *scripts {
+	s := &scripts{
+		checkpoint: script{source: checkpointSource},
+		install:    script{source: installSource},
+		state:      script{source: stateSource},
+		advance:    script{source: advanceSource},
+	}
+	for _, sc := range s.all() {
+		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
+		sc.sha = hex.EncodeToString(sum[:])
+	}
+	return s
+}
+
+func (s *scripts) all() []*script {
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.advance}
+}
+
+// loads are the commands that load all scripts. SCRIPT LOAD of a known script
+// does nothing.
+func (s *scripts) loads(ctx context.Context) []redis.Cmder {
+	var cmds []redis.Cmder
+	for _, sc := range s.all() {
+		cmds = append(cmds, redis.NewStringCmd(ctx, "script", "load", sc.source))
+	}
+	return cmds
+}
+
+// command makes an EVALSHA. Its keys are declared, as some servers demand.
+func (sc *script) command(ctx context.Context, keys, args []any) *redis.Cmd {
+	all := make([]any, 0, 3+len(keys)+len(args))
+	all = append(all, "evalsha", sc.sha, len(keys))
+	all = append(all, keys...)
+	all = append(all, args...)
+	return redis.NewCmd(ctx, all...)
+}

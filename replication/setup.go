@@ -78,6 +78,11 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 	if r.PublicationCreated && o.Logger != nil {
 		o.Logger.Info("created the publication", "publication", o.Publication, "tables", len(o.Tables))
 	}
+	if !slotFound && o.CreateSlot && o.Logger != nil {
+		if names := openTransactions(ctx, conn); names != "" {
+			o.Logger.Info("creating the slot waits for open transactions", "slot", o.Slot, "oldest", names)
+		}
+	}
 	r.Slot, r.SlotCreated, err = EnsureSlot(ctx, conn, o.Slot, o.CreateSlot)
 	if r.SlotCreated && o.Logger != nil {
 		o.Logger.Info("created the slot", "slot", o.Slot, "confirmed", r.Slot.ConfirmedLSN)

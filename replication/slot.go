@@ -136,6 +136,9 @@ func (s Slot) check(database string) error {
 // from which to decode.
 func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, error) {
 	op := "create slot " + name
+	if err := allowLongWait(ctx, conn); err != nil {
+		return Slot{}, serverError(op, err, "")
+	}
 	_, err := conn.Exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, false)`, name)
 	if err != nil {
 		return Slot{}, createSlotError(ctx, conn, op, err, role)
@@ -148,6 +151,15 @@ func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, e
 		return Slot{}, &UnavailableError{Op: op, Err: fmt.Errorf("it was gone at once: %w", ErrSlotMissing), Hint: "another session drops it"}
 	}
 	return slot, nil
+}
+
+// allowLongWait raises the bound of control connections to a minute, once: with
+// the usual one, a source that is never without a transaction of some seconds
+// would never get its slot. A bound that the caller has set stays.
+func allowLongWait(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SELECT set_config('statement_timeout', '1min', false)
+		WHERE current_setting('statement_timeout') = $1`, controlStatementTimeout)
+	return err
 }
 
 func createSlotError(ctx context.Context, conn *pgx.Conn, op string, err error, role string) error {

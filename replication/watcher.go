@@ -108,6 +108,7 @@ type CatalogWatcher struct {
 	since    time.Time
 	wasOK    bool
 	wait     []chan struct{} // closed at the end of the next good look that began later
+	stopped  bool            // Run has ended: nobody would close them any more
 }
 
 // NewCatalogWatcher makes a watcher; Run runs it.
@@ -130,12 +131,17 @@ func NewCatalogWatcher(o WatcherOptions) *CatalogWatcher {
 
 // Watch replaces the tables that are watched. What the next look finds of the
 // added ones counts as known, so wait on the returned channel, which is closed
-// after that look, before checking them and mapping their changes.
+// after that look, before checking them and mapping their changes. It is closed
+// without a look when Run ends.
 func (w *CatalogWatcher) Watch(tables []mapping.TableUse) <-chan struct{} {
 	done := make(chan struct{})
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tables = slices.Clone(tables)
+	if w.stopped {
+		close(done)
+		return done
+	}
 	w.wait = append(w.wait, done)
 	select {
 	case w.look <- struct{}{}:
@@ -177,6 +183,15 @@ func (w *CatalogWatcher) Status() Status {
 // Run looks at the catalogs until ctx ends, over one connection that it makes
 // again whenever it fails. It returns nil.
 func (w *CatalogWatcher) Run(ctx context.Context) error {
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.stopped = true
+		for _, done := range w.wait {
+			close(done)
+		}
+		w.wait = nil
+	}()
 	retryForever(ctx, func() (bool, error) { return w.session(ctx) }, func(err error, next time.Duration) {
 		w.mu.Lock()
 		w.lastErr = err

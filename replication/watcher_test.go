@@ -260,6 +260,25 @@ func TestWatcherTakesOtherTables(t *testing.T) {
 	w.expect(t)
 }
 
+// Whoever waits for a look must not wait for a watcher that has ended.
+func TestWatcherEndsWaits(t *testing.T) {
+	w := NewCatalogWatcher(WatcherOptions{Logger: controlLogger(t),
+		Connect: func(context.Context) (*pgx.Conn, error) { return nil, errors.New("away") }})
+	before := w.Watch(nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []<-chan struct{}{before, w.Watch(nil)} {
+		select {
+		case <-c:
+		case <-time.After(10 * time.Second):
+			t.Error("still waiting")
+		}
+	}
+}
+
 func TestWatcherSurvivesTheServersAbsence(t *testing.T) {
 	server := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
 	db := servertest.NewDatabase(t, server, "watched")

@@ -1,0 +1,80 @@
+package mapping
+
+import (
+	"fmt"
+	"time"
+)
+
+// Family is a set of cached values with one template.
+type Family struct {
+	ID        int // dense within a plan
+	Name      string
+	Class     *Class
+	TenantVar string // "" when the family has no tenants
+	TTL       time.Duration
+	Versioned bool
+
+	key     *Template
+	version *Template // nil unless Versioned
+}
+
+// target is the template of what an invalidation names: the version key of a
+// versioned family, the data key of any other.
+func (f *Family) target() *Template {
+	if f.Versioned {
+		return f.version
+	}
+	return f.key
+}
+
+// Pattern is a SCAN glob for the family's data keys, or for its version keys if it
+// is versioned. With a tenant (encoded) it matches that tenant's only.
+func (f *Family) Pattern(tenant []byte) string {
+	var values map[string]string
+	if tenant != nil && f.TenantVar != "" {
+		values = map[string]string{f.TenantVar: string(tenant)}
+	}
+	return f.target().Pattern(values)
+}
+
+// VersionKey is the version key that holds for all of a tenant (encoded), or, for
+// a family whose version has no variables, for all of the family. ok is false
+// when there is no such single key.
+func (f *Family) VersionKey(tenant []byte) (key []byte, ok bool) {
+	if !f.Versioned {
+		return nil, false
+	}
+	t := f.version
+	switch {
+	case len(t.vars) == 0:
+		return []byte(t.lits[0]), true
+	case len(t.vars) == 1 && t.vars[0] == f.TenantVar && tenant != nil:
+		return append(append([]byte(t.lits[0]), tenant...), t.lits[1]...), true
+	}
+	return nil, false
+}
+
+// Key renders the data key, with the values as they are in the database. A
+// versioned family needs the version too, under VersionVar; it is not encoded.
+func (f *Family) Key(vars map[string]string) (string, error) { return render(f.key, vars) }
+
+// Version renders the version key of a versioned family.
+func (f *Family) Version(vars map[string]string) (string, error) {
+	if !f.Versioned {
+		return "", fmt.Errorf("family %s is not versioned", f.Name)
+	}
+	return render(f.version, vars)
+}
+
+func render(t *Template, vars map[string]string) (string, error) {
+	var key []byte
+	for i, v := range t.vars {
+		value, ok := vars[v]
+		if !ok {
+			return "", fmt.Errorf("key %s: no value for {%s}", t, v)
+		}
+		key = append(key, t.lits[i]...)
+		key = AppendEncoded(key, []byte(value))
+	}
+	return string(append(key, t.lits[len(t.vars)]...)), nil
+}

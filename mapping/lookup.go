@@ -1,0 +1,210 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
+)
+
+// defaultMaxRows is how many keys one row may stand for before its family is
+// invalidated whole instead.
+const defaultMaxRows = 10_000
+
+// Lookup is a for_each query: from a changed row to the rows whose keys it makes
+// stale. The tenant always comes from the changed row, never from the query, so that
+// no query can reach into another tenant.
+type Lookup struct {
+	target  *target
+	sql     string   // with $1... for placeholders
+	params  []string // their columns
+	maxRows int
+}
+
+func newLookup(t *target, u *KeyUse) (*Lookup, error) {
+	q, err := parseForEach(u.ForEach)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lookup{target: t, sql: q.sql, params: q.params, maxRows: u.MaxRows}
+	if l.maxRows <= 0 {
+		l.maxRows = defaultMaxRows
+	}
+	return l, nil
+}
+
+// forEachSQL is a query whose {column} placeholders have become parameters.
+type forEachSQL struct {
+	sql    string
+	params []string
+}
+
+// parseForEach finds the placeholders. Braces inside of string literals, quoted
+// identifiers, dollar quotes and comments are not placeholders.
+func parseForEach(sql string) (*forEachSQL, error) {
+	q := &forEachSQL{}
+	var b strings.Builder
+	for i := 0; i < len(sql); {
+		if n := opaque(sql[i:]); n > 0 {
+			b.WriteString(sql[i : i+n])
+			i += n
+			continue
+		}
+		switch sql[i] {
+		case ';':
+			if strings.TrimSpace(sql[i+1:]) != "" {
+				return nil, errors.New("one statement only: text follows the ';'")
+			}
+			i = len(sql)
+			continue
+		case '}':
+			return nil, fmt.Errorf("'}' without '{' at byte %d", i)
+		case '$':
+			if i+1 < len(sql) && sql[i+1] >= '0' && sql[i+1] <= '9' {
+				return nil, fmt.Errorf("$%c at byte %d: name the column instead, in braces", sql[i+1], i)
+			}
+		case '{':
+			end := strings.IndexByte(sql[i:], '}')
+			if end < 0 {
+				return nil, fmt.Errorf("'{' without '}' at byte %d", i)
+			}
+			name := sql[i+1 : i+end]
+			if !isName(name) {
+				return nil, fmt.Errorf("{%s} at byte %d is not a column of the changed row", name, i)
+			}
+			n := slices.Index(q.params, name)
+			if n < 0 {
+				n = len(q.params)
+				q.params = append(q.params, name)
+			}
+			b.WriteString("$" + strconv.Itoa(n+1))
+			i += end + 1
+			continue
+		}
+		b.WriteByte(sql[i])
+		i++
+	}
+	q.sql = strings.TrimSpace(b.String())
+	if word, _, _ := strings.Cut(strings.ToLower(q.sql), " "); !slices.Contains([]string{"select", "with", "values", "table"}, strings.TrimSpace(word)) {
+		return nil, errors.New("it must be a query: SELECT ...")
+	}
+	if len(q.params) == 0 {
+		return nil, errors.New("it names no column of the changed row in braces, so every change would ask for the same rows")
+	}
+	return q, nil
+}
+
+// opaque returns the length of the literal, quoted identifier or comment that s
+// begins with, 0 if it begins with none.
+func opaque(s string) int {
+	until := func(from int, end string) int {
+		if i := strings.Index(s[from:], end); i >= 0 {
+			return from + i + len(end)
+		}
+		return len(s)
+	}
+	switch {
+	case s[0] == '\'', s[0] == '"':
+		return until(1, s[:1]) // a doubled quote starts the next one
+	case strings.HasPrefix(s, "--"):
+		return until(2, "\n")
+	case strings.HasPrefix(s, "/*"):
+		return until(2, "*/")
+	case s[0] == '$':
+		if i := strings.IndexByte(s[1:], '$'); i >= 0 && (i == 0 || isName(s[1:1+i])) {
+			tag := s[:i+2]
+			return until(len(tag), tag)
+		}
+	}
+	return 0
+}
+
+// LookupCall is a Lookup for one row.
+type LookupCall struct {
+	lookup *Lookup
+	params [][]byte // nil is NULL
+	tenant []byte   // encoded; nil without tenants
+	id     string
+}
+
+// ID identifies the query and its arguments.
+func (c *LookupCall) ID() string { return c.id }
+
+// SQL is the query, with $1... for Params.
+func (c *LookupCall) SQL() string { return c.lookup.sql }
+
+// Params are the arguments, as text; nil is NULL.
+func (c *LookupCall) Params() [][]byte { return c.params }
+
+// MaxRows is the number of rows beyond which the family is invalidated whole.
+func (c *LookupCall) MaxRows() int { return c.lookup.maxRows }
+
+// lookupImage adds a lookup for one image.
+func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.Change) value, out *Output) {
+	c := &LookupCall{lookup: t.lookup, params: make([][]byte, len(t.params))}
+	id := strconv.Itoa(t.family.ID) + "\x00" + t.lookup.sql
+	for i := range t.params {
+		v := of(&t.params[i], ch)
+		if !v.known {
+			t.widen(ch, of, v.reason, out)
+			return
+		}
+		if !v.null {
+			c.params[i] = append([]byte{}, v.data...)
+		}
+		id += "\x00" + string(v.append(nil)) // encoded: no zero inside, NULL distinct
+	}
+	if t.target.tenant != "" {
+		v := of(&t.tenant, ch)
+		if !v.known {
+			t.widen(ch, of, v.reason, out)
+			return
+		}
+		c.tenant = v.append(nil)
+		id += "\x00" + string(c.tenant)
+	}
+	c.id = id
+	out.Invalidations = append(out.Invalidations, Invalidation{Op: OpLookup, Family: t.family, Tenant: c.tenant, Lookup: c})
+}
+
+// Render adds an invalidation for each row of the answer. It fails when the
+// answer lacks a column that the template needs.
+func (c *LookupCall) Render(columns []string, rows [][][]byte, out *Output) error {
+	t := c.lookup.target
+	index := make([]int, len(t.vars))
+	for i, name := range t.vars {
+		index[i] = slices.Index(columns, name)
+		if index[i] < 0 && t.tmpl.vars[i] != t.family.TenantVar {
+			return fmt.Errorf("the query returns no column %s for {%s}; it returns %s", name, t.tmpl.vars[i], strings.Join(columns, ", "))
+		}
+	}
+	for _, row := range rows {
+		start := len(out.buf)
+		for i := range t.vars {
+			out.buf = append(out.buf, t.tmpl.lits[i]...)
+			if t.tmpl.vars[i] == t.family.TenantVar && t.family.TenantVar != "" {
+				out.buf = append(out.buf, c.tenant...)
+				continue
+			}
+			data := row[index[i]]
+			out.buf = value{data: data, null: data == nil}.append(out.buf)
+		}
+		out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
+		inv := Invalidation{Op: OpDelete, Family: t.family, Tenant: c.tenant, Key: out.buf[start:len(out.buf):len(out.buf)]}
+		if t.family.Versioned {
+			inv.Op = OpAdvance
+		}
+		out.Invalidations = append(out.Invalidations, inv)
+	}
+	return nil
+}
+
+// Widen adds what the lookup stands for when it cannot be answered: all of the
+// family, or of the tenant in it.
+func (c *LookupCall) Widen(out *Output) {
+	out.Widened[ReasonLookup]++
+	out.purge(c.lookup.target.family, c.tenant)
+}

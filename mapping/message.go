@@ -1,0 +1,77 @@
+package mapping
+
+import (
+	"bytes"
+	"encoding/json"
+)
+
+// Message adds what a logical message makes stale. Its content is a JSON object
+// with a field for each variable; one that is not widens.
+func (p *Plan) Message(prefix, content []byte, out *Output) {
+	rules := p.messages[string(prefix)]
+	if len(rules) == 0 {
+		return
+	}
+	fields := messageFields(content)
+	for _, r := range rules {
+		for _, t := range r.targets {
+			t.message(fields, out)
+		}
+	}
+}
+
+// messageFields reads the object's scalar fields; nil when there is none to read.
+func messageFields(content []byte) map[string]value {
+	var raw map[string]any
+	d := json.NewDecoder(bytes.NewReader(content))
+	d.UseNumber() // an id must keep its digits
+	if err := d.Decode(&raw); err != nil || d.More() {
+		return nil
+	}
+	fields := make(map[string]value, len(raw))
+	for name, v := range raw {
+		switch v := v.(type) {
+		case nil:
+			fields[name] = value{null: true, known: true}
+		case string:
+			fields[name] = value{data: []byte(v), known: true}
+		case json.Number:
+			fields[name] = value{data: []byte(v), known: true}
+		case bool:
+			data := "f" // as Postgres writes it
+			if v {
+				data = "t"
+			}
+			fields[name] = value{data: []byte(data), known: true}
+		}
+	}
+	return fields
+}
+
+func (t *target) message(fields map[string]value, out *Output) {
+	start := len(out.buf)
+	for i, name := range t.vars {
+		v, ok := fields[name]
+		if !ok {
+			out.buf = out.buf[:start]
+			out.Widened[ReasonMessage]++
+			var tenant []byte
+			if v, ok := fields[t.tenant]; ok && t.tenant != "" {
+				tenant = out.tenant(v)
+			}
+			out.purge(t.family, tenant)
+			return
+		}
+		out.buf = append(out.buf, t.tmpl.lits[i]...)
+		out.buf = v.append(out.buf)
+	}
+	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
+	inv := Invalidation{Op: OpDelete, Family: t.family, Key: out.buf[start:len(out.buf):len(out.buf)]}
+	if t.family.Versioned {
+		inv.Op = OpAdvance
+	}
+	if t.tenant != "" {
+		inv.Tenant = out.tenant(fields[t.tenant])
+	}
+	out.Invalidations = append(out.Invalidations, inv)
+}

@@ -1,0 +1,90 @@
+package mapping
+
+// Op is what an invalidation does.
+type Op uint8
+
+// The operations.
+const (
+	OpDelete  Op = iota + 1 // remove Key
+	OpAdvance               // move the version key Key forward to the change's commit
+	OpPurge                 // remove the whole family, or all of one tenant in it
+	OpLookup                // ask the source which keys, after the gate
+)
+
+func (o Op) String() string {
+	switch o {
+	case OpDelete:
+		return "delete"
+	case OpAdvance:
+		return "advance"
+	case OpPurge:
+		return "purge"
+	case OpLookup:
+		return "lookup"
+	}
+	return "none"
+}
+
+// Invalidation is one thing that a change makes stale. Tenant and Key alias the
+// Output's buffer.
+type Invalidation struct {
+	Op     Op
+	Family *Family
+	Tenant []byte // encoded; nil when the family has no tenants or it is not known
+	Key    []byte // OpDelete and OpAdvance
+	Lookup *LookupCall
+}
+
+// Reason is why something was widened: why more was invalidated than the change
+// needed, because what it needed was not known.
+type Reason uint8
+
+// The reasons.
+const (
+	ReasonNoOldValue    Reason = iota // the log does not carry the old value: the column is not in the replica identity
+	ReasonToast                       // an unchanged TOASTed value, which the log leaves out
+	ReasonLostColumn                  // the table has no such column any more
+	ReasonPredicate                   // `when` could not be decided
+	ReasonLookup                      // a for_each query could not answer
+	ReasonMessage                     // a message without a field that its mapping needs
+	ReasonColumnsUnseen               // `columns` could not be compared: no old image
+	numReasons
+)
+
+var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_column", "predicate", "lookup", "message", "columns_unseen"}
+
+func (r Reason) String() string { return reasonNames[r] }
+
+// Output collects invalidations. It is reused: what it holds is valid until the
+// next Reset.
+type Output struct {
+	Invalidations []Invalidation
+	// Widened counts, by Reason, since the last Reset.
+	Widened [numReasons]uint32
+
+	buf []byte
+}
+
+// Reset empties the output for the next change.
+func (o *Output) Reset() {
+	o.Invalidations = o.Invalidations[:0]
+	o.buf = o.buf[:0]
+	o.Widened = [numReasons]uint32{}
+}
+
+// purge widens to the family, or to a tenant of it.
+func (o *Output) purge(f *Family, tenant []byte) {
+	if key, ok := f.VersionKey(tenant); ok {
+		o.Invalidations = append(o.Invalidations, Invalidation{Op: OpAdvance, Family: f, Tenant: tenant, Key: key})
+		return
+	}
+	o.Invalidations = append(o.Invalidations, Invalidation{Op: OpPurge, Family: f, Tenant: tenant})
+}
+
+// tenantCopy puts an encoded tenant into the buffer, where it stays when the
+// value's own buffer is reused.
+func (o *Output) tenant(v value) []byte {
+	start := len(o.buf)
+	o.buf = v.append(o.buf)
+	return o.buf[start:len(o.buf):len(o.buf)]
+}

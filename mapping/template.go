@@ -1,0 +1,122 @@
+package mapping
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// VersionVar is the variable that stands for a versioned family's version.
+const VersionVar = "version"
+
+// Template is a key with variables: "t:{tenant_id}:user:{id}". A literal brace is
+// written twice.
+type Template struct {
+	source string
+	lits   []string // lits[i] stands before vars[i]; one more than vars
+	vars   []string
+}
+
+// TemplateError says what is wrong with a template, and where in it.
+type TemplateError struct {
+	Offset  int
+	Problem string
+	Hint    string
+}
+
+func (e *TemplateError) Error() string { return e.Problem }
+
+// ParseTemplate reads a template. It refuses one whose variables could run into
+// each other.
+func ParseTemplate(s string) (*Template, error) {
+	t := &Template{source: s}
+	var lit strings.Builder
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case (c == '{' || c == '}') && i+1 < len(s) && s[i+1] == c:
+			lit.WriteByte(c)
+			i++
+		case c == '}':
+			return nil, &TemplateError{i, "'}' without '{'", "write }} for a literal brace"}
+		case c == '{':
+			end := strings.IndexByte(s[i:], '}')
+			if end < 0 {
+				return nil, &TemplateError{i, "'{' without '}'", "write {{ for a literal brace"}
+			}
+			name := s[i+1 : i+end]
+			if !isName(name) {
+				return nil, &TemplateError{i + 1, fmt.Sprintf("%q is not a variable's name", name), "letters, digits and _, not starting with a digit"}
+			}
+			if slices.Contains(t.vars, name) {
+				return nil, &TemplateError{i + 1, fmt.Sprintf("variable %s stands twice", name), "once is enough to tell keys apart"}
+			}
+			if len(t.vars) > 0 && !hasReserved(lit.String()) {
+				return nil, &TemplateError{i, fmt.Sprintf("nothing keeps {%s} and {%s} apart", t.vars[len(t.vars)-1], name),
+					"put a ':' between them: it is encoded inside values, so different values then give different keys"}
+			}
+			t.lits, t.vars = append(t.lits, lit.String()), append(t.vars, name)
+			lit.Reset()
+			i += end
+		case c <= ' ' || c == 0x7f:
+			return nil, &TemplateError{i, "space or control character", "use printable characters"}
+		default:
+			lit.WriteByte(c)
+		}
+	}
+	t.lits = append(t.lits, lit.String())
+	if s == "" {
+		return nil, &TemplateError{0, "the template is empty", `for example "user:{id}"`}
+	}
+	return t, nil
+}
+
+func isName(s string) bool {
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (i == 0 || c < '0' || c > '9') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func hasReserved(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if reserved[s[i]] {
+			return true
+		}
+	}
+	return false
+}
+
+// Vars are the variables in the order in which they stand.
+func (t *Template) Vars() []string { return t.vars }
+
+// String is the template as it was written.
+func (t *Template) String() string { return t.source }
+
+// Pattern is a glob that matches every key of the template in which the given
+// variables have the given, already encoded values. It matches no less.
+func (t *Template) Pattern(values map[string]string) string {
+	var b strings.Builder
+	for i, v := range t.vars {
+		globEscape(&b, t.lits[i])
+		if value, ok := values[v]; ok {
+			globEscape(&b, value)
+		} else {
+			b.WriteByte('*')
+		}
+	}
+	globEscape(&b, t.lits[len(t.vars)])
+	return b.String()
+}
+
+func globEscape(b *strings.Builder, s string) {
+	for i := 0; i < len(s); i++ {
+		if strings.IndexByte(`*?[]\`, s[i]) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(s[i])
+	}
+}

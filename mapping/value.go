@@ -1,0 +1,75 @@
+package mapping
+
+import "github.com/cdc-invalidator/cdc-invalidator/decoder"
+
+// value is a column's value as far as the log tells it.
+type value struct {
+	data   []byte
+	null   bool
+	known  bool
+	reason Reason // why it is not known
+}
+
+func (v value) append(dst []byte) []byte {
+	if v.null {
+		return append(dst, nullToken...)
+	}
+	return AppendEncoded(dst, v.data)
+}
+
+// column is a column of a bound relation.
+type column struct {
+	index   int // in the tuple; -1 when the table has no such column
+	key     bool
+	blank   bool // char(n): the log pads it with blanks that mean nothing
+	typeOID uint32
+}
+
+const bpcharOID = 1042
+
+func (c *column) of(v decoder.Value) value {
+	data := v.Data
+	if c.blank {
+		for len(data) > 0 && data[len(data)-1] == ' ' {
+			data = data[:len(data)-1]
+		}
+	}
+	return value{data: data, null: v.Kind == decoder.Null, known: true}
+}
+
+// newValue is the column's value after the change.
+func (c *column) newValue(ch *decoder.Change) value {
+	if c.index < 0 {
+		return value{reason: ReasonLostColumn}
+	}
+	v := ch.New[c.index]
+	if v.Kind != decoder.Unchanged {
+		return c.of(v)
+	}
+	if ch.OldKind == decoder.OldFull {
+		if v = ch.Old[c.index]; v.Kind != decoder.Unchanged {
+			return c.of(v)
+		}
+	}
+	return value{reason: ReasonToast}
+}
+
+// oldValue is the column's value before the change. What a key-only image leaves
+// out arrives as NULL, but is a gap and no value. An update without an old image
+// has left the columns of the replica identity alone.
+func (c *column) oldValue(ch *decoder.Change) value {
+	if c.index < 0 {
+		return value{reason: ReasonLostColumn}
+	}
+	switch {
+	case ch.OldKind == decoder.OldFull, ch.OldKind == decoder.OldKey && c.key:
+		v := ch.Old[c.index]
+		if v.Kind == decoder.Unchanged {
+			return value{reason: ReasonToast}
+		}
+		return c.of(v)
+	case ch.OldKind == decoder.OldNone && c.key:
+		return c.newValue(ch)
+	}
+	return value{reason: ReasonNoOldValue}
+}

@@ -12,7 +12,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly packages_of_postgres="postgresql" packages_of_redis="redis-server" packages_of_cc="gcc libc6-dev"
 need_cc=false
 [ "${1:-}" = --test ] && need_cc=true
 
@@ -29,11 +28,12 @@ go build -o "$which_dir/which" ./internal/localserver/which
 # As root it is us, else sudo without a question.
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-debian_like() { command -v apt-get >/dev/null && command -v dpkg >/dev/null; }
+can_install() { command -v apt-get >/dev/null && command -v dpkg >/dev/null && as_root true 2>/dev/null; }
 
 # install_packages installs packages without starting what they bring: a system
 # service nobody asked for would also hold the usual ports.
 install_packages() {
+  can_install || return 1
   say "installing $* from the distribution's packages"
   as_root env DEBIAN_FRONTEND=noninteractive bash -c '
     set -euo pipefail
@@ -74,35 +74,41 @@ chosen() {
   say "$choice"
 }
 
+failed=false # something is missing or wrong
+lacking=()   # the packages that would help
+
 # Only what is missing is installed: a CDC_POSTGRES_BIN with a typing error in it is
 # no reason to change the machine.
-may_install() { [ "$missing" = 2 ] && debian_like; }
-
 provide() {
-  local name=$1; shift
+  local name=$1 missing=0; shift
   : >"$which_dir/errors"
-  local missing=0
-  chosen local "$name" || missing=$?
-  if [ "$missing" = 0 ]; then return; fi
-  if may_install && [ "$(id -u)" = 0 ] && install_packages "$@" && chosen local "$name"; then return; fi
-  if chosen docker "$name"; then return; fi
-  if may_install && [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null &&
-    install_packages "$@" && chosen local "$name"; then return; fi
+  if chosen local "$name"; then return; else missing=$?; fi
+  if [ "$missing" = 2 ] && [ "$(id -u)" = 0 ] && install_packages "$@" && chosen local "$name"; then return; fi
+  if { [ "$missing" = 2 ] || [ "$servers" = docker ]; } && chosen docker "$name"; then return; fi
+  if [ "$missing" = 2 ] && [ "$(id -u)" != 0 ] && install_packages "$@" && chosen local "$name"; then return; fi
   sed 's/^/set-up: /' "$which_dir/errors" | sort -u >&2
-  if [ "$missing" = 2 ]; then say "install it with: apt-get install $*" >&2; fi
-  exit 1
+  failed=true
+  if [ "$missing" = 2 ]; then lacking+=("$@"); fi
 }
 
-# shellcheck disable=SC2086 # lists of packages
-{
-  provide postgres $packages_of_postgres
-  provide redis $packages_of_redis
-  if $need_cc; then
-    cc=$(go env CC)
-    if ! command -v "${cc%% *}" >/dev/null; then
-      { debian_like && install_packages $packages_of_cc; } ||
-        fail "the race detector needs a C compiler: sudo apt-get install $packages_of_cc"
-    fi
-    say "cc: $("${cc%% *}" --version | head -n 1)"
+provide_cc() {
+  local cc
+  cc=$(go env CC)
+  cc=${cc%% *}
+  if ! command -v "$cc" >/dev/null && ! { install_packages "$@" && command -v "$cc" >/dev/null; }; then
+    say "cc: the race detector needs a C compiler, and there is no $cc" >&2
+    failed=true
+    lacking+=("$@")
+    return
   fi
+  say "cc: $("$cc" --version | head -n 1)"
 }
+
+provide postgres postgresql
+provide redis redis-server
+if $need_cc; then provide_cc gcc libc6-dev; fi
+
+if $failed; then
+  [ ${#lacking[@]} = 0 ] || say "install what is missing: sudo apt-get install ${lacking[*]}" >&2
+  exit 1
+fi

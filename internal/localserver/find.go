@@ -149,8 +149,8 @@ func findRedis(ctx context.Context) (program, error) {
 			return p, nil
 		}
 	}
-	return program{}, fmt.Errorf("neither redis-server nor valkey-server was %w in PATH; install one (apt-get install redis-server) or name it in %s",
-		ErrMissing, envRedisBin)
+	return program{}, fmt.Errorf("Redis %d or newer, or Valkey, %w in PATH; install it (apt-get install redis-server) or name the program in %s",
+		OldestRedis, ErrMissing, envRedisBin)
 }
 
 func onPath(name string) []string {

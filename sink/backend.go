@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -144,9 +145,21 @@ func (b *backend) nodeFor(ctx context.Context, key string) (*redis.Client, error
 	}
 	c, err := b.cluster.MasterForKey(ctx, key)
 	if err != nil {
-		return nil, &Error{Kind: KindUnavailable, Err: fmt.Errorf("read the cluster's topology: %w", err)}
+		return nil, topologyError(err)
 	}
 	return c, nil
+}
+
+func topologyError(err error) error {
+	e := &Error{Err: fmt.Errorf("read the cluster's topology: %w", err)}
+	e.Kind, e.Hint = classify(err)
+	if strings.Contains(err.Error(), "cluster support disabled") {
+		e.Kind, e.Hint = KindConfiguration, "it is not a cluster: use redis:// in redis.url"
+	}
+	if e.Kind == KindOther {
+		e.Kind = KindUnavailable
+	}
+	return e
 }
 
 // askedFor returns a client of the node that an ASK named, which need not own a
@@ -182,7 +195,7 @@ func (b *backend) primaries(ctx context.Context) ([]*redis.Client, error) {
 		err = errors.New("no node owns a slot")
 	}
 	if err != nil {
-		return nil, &Error{Kind: KindUnavailable, Err: fmt.Errorf("read the cluster's topology: %w", err)}
+		return nil, topologyError(err)
 	}
 	return all, nil
 }

@@ -188,7 +188,9 @@ func (e *endpoint) setQuery(raw string) error {
 			case "server_name":
 				e.tls.ServerName = v
 			case "insecure_skip_verify":
-				e.tls.InsecureSkipVerify, err = strconv.ParseBool(v)
+				if e.tls.InsecureSkipVerify, err = strconv.ParseBool(v); err != nil {
+					err = errors.New("want true or false")
+				}
 			}
 		default:
 			// Not quoted: after a password with a ? in it, this is a part of the password.

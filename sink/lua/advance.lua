@@ -18,8 +18,10 @@
 -- many is allowed, a change that leaves the version as it was is not.
 local moved = 0
 for i, key in ipairs(KEYS) do
-  -- pcall: a key of another type must not stop the pipeline for good.
+  -- pcall: a key of another type must not stop the pipeline for good. Any other
+  -- error must: to take it for an absent key could take the version back.
   local cur = redis.pcall('GET', key)
+  if type(cur) == 'table' and not string.find(cur.err, 'WRONGTYPE', 1, true) then return cur end
   if type(cur) ~= 'string' or #cur ~= 40 or string.find(cur, '[^0-9a-f]') then cur = '' end
   local stream, lsn = string.sub(cur, 1, 16), ARGV[1 + i]
   local new

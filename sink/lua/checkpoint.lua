@@ -31,6 +31,7 @@ if ARGV[2] ~= '' then
   end
 end
 local h = redis.pcall('HMGET', KEYS[1], 'generation', 'sent', 'applied', 'end')
+if h.err and not string.find(h.err, 'WRONGTYPE', 1, true) then return h end
 if h.err or not h[1] then return 'absent' end
 if h[1] ~= ARGV[1] then return 'generation' end
 local set = {}

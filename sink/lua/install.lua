@@ -24,6 +24,7 @@ if ARGV[2] ~= '' then
   end
 end
 local h = redis.pcall('HMGET', KEYS[1], 'generation', 'writer')
+if h.err and not string.find(h.err, 'WRONGTYPE', 1, true) then return h end
 if not h.err and h[1] and #h[1] == #ARGV[1] then
   if h[1] > ARGV[1] then return 'generation' end
   if h[1] == ARGV[1] then

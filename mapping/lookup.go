@@ -163,7 +163,7 @@ func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.
 			t.widen(ch, of, v.reason, out)
 			return
 		}
-		c.tenant = v.append(nil)
+		c.tenant = v.append(make([]byte, 0, 16)) // not nil, even when empty
 		id += "\x00" + string(c.tenant)
 	}
 	c.id = id

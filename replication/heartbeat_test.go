@@ -242,3 +242,23 @@ func BenchmarkHeartbeatObserve(b *testing.B) {
 		}
 	}
 }
+
+// Whatever a role puts into a message, nothing but what we sent counts, and
+// nothing panics.
+func FuzzHeartbeatObserve(f *testing.F) {
+	h := NewHeartbeat(HeartbeatOptions{})
+	h.sent = 5
+	for seq := range uint64(7) {
+		f.Add(append(h.head(seq), "1700000000000000"...))
+	}
+	f.Add([]byte("1 0000000000000001 00000000000000000000000000000000 1"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		seq, at, ok := h.parse(content)
+		if ok && !bytes.Equal(content[:len(h.head(seq))], h.head(seq)) {
+			t.Errorf("%q counts as heartbeat %d of %v", content, seq, at)
+		}
+		if at, ok := h.Observe(content); ok && (seq < 1 || seq > 5) {
+			t.Errorf("%q counts as of %v", content, at)
+		}
+	})
+}

@@ -53,7 +53,9 @@ func (h *health) set(live error, c ...Condition) {
 // start runs a server and returns its base URL, and what ends it.
 func start(t *testing.T, h Health) (url string, stop func() error) {
 	t.Helper()
-	s := NewServer(Options{Addr: "127.0.0.1:0", Health: h, Gatherer: prometheus.NewRegistry(),
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "the_daemons_own_total", Help: "x"}))
+	s := NewServer(Options{Addr: "127.0.0.1:0", Health: h, Gatherer: reg,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	addr, err := s.Listen(t.Context())
 	if err != nil {
@@ -137,7 +139,7 @@ func TestMetrics(t *testing.T) {
 	h.set(nil, Condition{Name: "streaming", OK: true}, Condition{Name: "redis"})
 	url, _ := start(t, h)
 	code, body, _ := get(t, url+"/metrics")
-	for _, want := range []string{`cdc_invalidator_condition{condition="streaming"} 1`, `cdc_invalidator_condition{condition="redis"} 0`} {
+	for _, want := range []string{`cdc_invalidator_condition{condition="streaming"} 1`, `cdc_invalidator_condition{condition="redis"} 0`, "the_daemons_own_total 0"} {
 		if code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%d: %s is not in %s", code, want, body)
 		}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -234,6 +235,8 @@ func TestClusterMigratingSlot(t *testing.T) {
 func TestClusterNewPrimary(t *testing.T) {
 	c := newCluster(t)
 	r := attached(t, c.url())
+	now := r.now()
+	r.now = func() time.Time { return now } // no periodic check comes to the rescue
 	c.moving(t, "{x}1")
 	slot := c.client.ClusterKeySlot(t.Context(), "{x}1").Val()
 	for _, n := range []int{3, 0, 1, 2} {

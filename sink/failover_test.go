@@ -2,6 +2,7 @@ package sink
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,6 +150,42 @@ func historyChanged(t *testing.T, lost bool) {
 	}
 }
 
+// Each script of the control hash looks for itself, since each may be the first
+// to run after the change.
+func TestScriptsKnowTheirHistory(t *testing.T) {
+	db := servertest.Redis(t)
+	c := db.Client(t)
+	r := attached(t, db.URL)
+	before := c.HGetAll(t.Context(), r.controlKey).Val()
+	const other = "0123456789abcdef0123456789abcdef01234567"
+	g := before["generation"]
+	for name, cmd := range map[string]*redis.Cmd{
+		"checkpoint": r.checkpointCommand(t.Context(), other, &Checkpoint{Position: position(100)}, 100),
+		"install":    r.installCommand(t.Context(), other),
+		"state": r.scripts.state.command(t.Context(), []any{r.controlKey},
+			[]any{g, other, hex64(1 << 40), "gap", "x", hexTime(time.Now())}),
+	} {
+		for _, lost := range []bool{false, true} {
+			if lost {
+				c.Del(t.Context(), r.controlKey)
+			}
+			if err := c.Process(t.Context(), cmd); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := cmd.Text(); got != "node" {
+				t.Errorf("%s answered %q", name, got)
+			}
+			after := c.HGetAll(t.Context(), r.controlKey).Val()
+			if !lost && !maps.Equal(before, after) || lost && len(after) > 0 {
+				t.Errorf("%s changed the hash to %v", name, after)
+			}
+		}
+		for k, v := range before {
+			c.HSet(t.Context(), r.controlKey, k, v)
+		}
+	}
+}
+
 func TestDemotedNodeRefuses(t *testing.T) {
 	a, ac := server(t)
 	b, _ := server(t)
@@ -244,6 +281,9 @@ func TestSentinel(t *testing.T) {
 	if present(t, pc, "a", "b") != 1 {
 		t.Error("the key is left")
 	}
+	eventually(t, "the replica to have the batch", func() bool {
+		return rc.HGet(t.Context(), r.controlKey, "sent").Val() == lsn.LSN(100).Hex()
+	})
 	sc := redis.NewSentinelClient(&redis.Options{Addr: sentinel})
 	t.Cleanup(func() { sc.Close() })
 	eventually(t, "the sentinel to know the replica", func() bool {

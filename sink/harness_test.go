@@ -132,6 +132,9 @@ func fill(t testing.TB, c redis.UniversalClient, keys ...string) {
 // present counts the keys that exist.
 func present(t testing.TB, c redis.UniversalClient, keys ...string) int {
 	t.Helper()
+	if len(keys) == 0 {
+		return 0
+	}
 	p := c.Pipeline()
 	cmds := make([]*redis.IntCmd, len(keys))
 	for i, k := range keys {

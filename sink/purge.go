@@ -20,8 +20,6 @@ const (
 	// scanDiscount: to look at a key costs the server about a tenth of removing it,
 	// so the rate limit counts it as that.
 	scanDiscount = 10
-	// scanPasses bounds how often a cluster whose slots keep moving is scanned.
-	scanPasses = 5
 )
 
 // Progress tells of a purge of families.
@@ -129,25 +127,18 @@ func (r *Redis) purgeBatch(ctx context.Context, be *backend, b *ordering.Batch) 
 // A key that a reader writes meanwhile is not old: its lease was taken after the
 // change was visible, or the lease itself was there from the start and is
 // removed. In a cluster a key may in addition move from a node not yet scanned to
-// one already scanned; so when slots were moving, everything is scanned again:
-// what moved during one pass lies still in the next.
+// one already scanned; so when slots were moving, everything is scanned once
+// more: what moved during the first pass lies still in the second.
 func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenant []byte, stream string, at lsn.LSN) (int64, error) {
 	proto := scan{r: r, be: be, pattern: f.Pattern(tenant), versioned: f.Versioned, stream: stream, at: at}
 	var total int64
-	for pass := 1; pass <= scanPasses; pass++ {
-		before, moving, err := be.layout(ctx)
-		if err != nil {
-			return total, err
-		}
-		nodes, err := be.primaries(ctx)
+	for pass := 1; ; pass++ {
+		before, err := be.layout(ctx)
 		if err != nil {
 			return total, err
 		}
 		redirected := false
-		for _, c := range nodes {
-			if err := be.guard.node(be.addr(c)); err != nil {
-				return total, err
-			}
+		for _, c := range before.nodes {
 			s := proto
 			s.c = c
 			err := s.run(ctx)
@@ -157,48 +148,92 @@ func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenan
 			}
 			redirected = redirected || s.redirected
 		}
-		after, stillMoving, err := be.layout(ctx)
+		after, err := be.layout(ctx)
 		if err != nil {
 			return total, err
 		}
-		if !redirected && (pass > 1 || !moving && !stillMoving && before == after) {
+		quiet := !redirected && !before.moving && !after.moving && before.owners == after.owners
+		if quiet || pass == 2 {
 			r.metrics.purges.Inc()
 			return total, nil
 		}
 	}
-	return total, &Error{Kind: KindUnavailable, Err: fmt.Errorf("keys were on the move between nodes in each of %d scans", scanPasses)}
 }
 
-// layout is a fingerprint of who owns which slots, and whether any are moving. It
-// is empty outside of a cluster. A node tells of its own moving slots only.
-func (b *backend) layout(ctx context.Context) (fingerprint string, moving bool, err error) {
-	if b.cluster == nil {
-		return "", false, nil
-	}
-	nodes, err := b.primaries(ctx)
+// layout is where keys can be.
+type layout struct {
+	nodes  []*redis.Client // the primaries, and nodes that slots are moving to
+	owners string          // a fingerprint of who owns which slots
+	moving bool
+}
+
+// layout asks the nodes. Each tells of its own moving slots only.
+func (b *backend) layout(ctx context.Context) (layout, error) {
+	primaries, err := b.primaries(ctx)
 	if err != nil {
-		return "", false, err
+		return layout{}, err
 	}
-	lines := make([]string, 0, len(nodes))
-	for _, c := range nodes {
+	l := layout{nodes: primaries}
+	known := make(map[string]bool)
+	for _, c := range primaries {
+		if err := b.guard.node(b.addr(c)); err != nil {
+			return layout{}, err
+		}
+		known[b.addr(c)] = true
+	}
+	if b.cluster == nil {
+		return l, nil
+	}
+	var owners []string
+	for _, c := range primaries {
 		text, err := c.ClusterNodes(ctx).Result()
 		if err != nil {
 			b.noteReply(b.addr(c), err)
-			return "", false, wrap("", b.addr(c), "", err)
+			return layout{}, wrap("", b.addr(c), "", err)
 		}
-		for line := range strings.SplitSeq(text, "\n") {
-			// id addr flags primary ping pong epoch link slot...
-			f := strings.Fields(line)
-			if len(f) < 8 || !strings.Contains(f[2], "myself") {
-				continue
+		own, targets := parseClusterNodes(text)
+		owners = append(owners, own)
+		l.moving = l.moving || strings.Contains(own, "[")
+		// A node that has no slot of its own yet is no primary to the topology,
+		// but has the keys that moved already.
+		for _, addr := range targets {
+			if !known[addr] {
+				known[addr] = true
+				l.nodes = append(l.nodes, b.askedFor(addr))
 			}
-			slots := strings.Join(f[8:], " ")
-			moving = moving || strings.Contains(slots, "[")
-			lines = append(lines, f[0]+" "+slots)
 		}
 	}
-	slices.Sort(lines)
-	return strings.Join(lines, "\n"), moving, nil
+	slices.Sort(owners)
+	l.owners = strings.Join(owners, "\n")
+	return l, nil
+}
+
+// parseClusterNodes reads CLUSTER NODES, whose lines are
+//
+//	id host:port@bus[,name] flags primary ping pong epoch link slot...
+//
+// with [slot->-id] among the slots of the node that was asked, for one that moves
+// away.
+func parseClusterNodes(text string) (own string, targets []string) {
+	addrs := make(map[string]string)
+	var slots []string
+	for line := range strings.SplitSeq(text, "\n") {
+		f := strings.Fields(line)
+		if len(f) < 8 {
+			continue
+		}
+		addrs[f[0]], _, _ = strings.Cut(f[1], "@")
+		if strings.Contains(f[2], "myself") {
+			slots = f[8:]
+			own = f[0] + " " + strings.Join(slots, " ")
+		}
+	}
+	for _, s := range slots {
+		if _, id, ok := strings.Cut(strings.Trim(s, "[]"), "->-"); ok && addrs[id] != "" {
+			targets = append(targets, addrs[id])
+		}
+	}
+	return own, targets
 }
 
 // scan is one pass over one node.
@@ -249,6 +284,7 @@ func (s *scan) remove(ctx context.Context, keys []string) error {
 	for attempt := 1; ; attempt++ {
 		cmds := s.commands(ctx, keys)
 		_ = send(ctx, s.c, cmds...) // each command's error is looked at
+		s.askMoved(ctx, cmds)
 		var first error
 		removed := int64(0)
 		for _, cmd := range cmds {
@@ -276,6 +312,20 @@ func (s *scan) remove(ctx context.Context, keys []string) error {
 		if first != nil {
 			return wrap("", s.be.addr(s.c), "", first)
 		}
+	}
+}
+
+// askMoved sends what was answered with MOVED again: a node that imports a slot
+// has some of its keys already and takes commands for them only after ASKING.
+func (s *scan) askMoved(ctx context.Context, cmds []redis.Cmder) {
+	var again []redis.Cmder
+	for _, cmd := range cmds {
+		if s.be.cluster != nil && cmd.Err() != nil && replyCode(cmd.Err()) == "MOVED" {
+			again = append(again, redis.NewStatusCmd(ctx, "asking"), cmd)
+		}
+	}
+	if again != nil {
+		_ = send(ctx, s.c, again...) // the caller looks at each command's error
 	}
 }
 

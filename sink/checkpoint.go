@@ -50,7 +50,7 @@ func (r *Redis) checkSource(c Checkpoint) error {
 // checkpointCommand makes one call that may carry a checkpoint, the position
 // about to be sent, or both.
 func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpoint, sent lsn.LSN) *redis.Cmd {
-	args := make([]any, 9)
+	args := make([]any, 10)
 	for i := range args {
 		args[i] = ""
 	}
@@ -69,7 +69,22 @@ func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpo
 		}
 	}
 	args[8] = hexTime(r.now())
+	if c != nil {
+		args[9] = r.nodesAfter(c)
+	}
 	return r.scripts.checkpoint.command(ctx, []any{r.controlKey}, args)
+}
+
+// nodesAfter is what a checkpoint may say of the nodes: in a cluster whose
+// primaries changed, those that are there now have everything only when the replay
+// has come back to where the old ones were.
+func (r *Redis) nodesAfter(c *Checkpoint) string {
+	r.shadowMu.Lock()
+	defer r.shadowMu.Unlock()
+	if r.shadow.nodes == r.nodes || c.CommitLSN < r.shadow.Applied {
+		return ""
+	}
+	return r.nodes
 }
 
 // stored records what Redis has acknowledged.
@@ -82,6 +97,9 @@ func (r *Redis) stored(c *Checkpoint, sent lsn.LSN) {
 		return
 	}
 	r.metrics.checkpoints.Inc()
+	if c.CommitLSN >= s.Applied {
+		s.nodes = r.nodes
+	}
 	if c.CommitLSN > s.Applied || c.CommitLSN == s.Applied && c.EndLSN > s.End {
 		s.Applied, s.End, s.Source.Timeline, s.CommitTime = c.CommitLSN, c.EndLSN, c.Timeline, c.CommitTime
 		if !c.FreshAsOf.IsZero() {
@@ -147,7 +165,7 @@ func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
 	next := max(r.highest, found.Generation) + 1
 	next = max(next, uint32(now.Unix()))
 	r.shadow = Control{
-		Found: true, Generation: next, Source: src, Region: r.region,
+		Found: true, Generation: next, Source: src, Region: r.region, nodes: r.nodes,
 		State: old.State, Reason: old.Reason, StateSince: old.StateSince,
 		revision: max(old.revision, found.revision) + 1,
 	}

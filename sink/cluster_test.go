@@ -125,7 +125,16 @@ func (c *testCluster) sameSlot(t testing.TB, format string, n int) []string {
 
 func TestCluster(t *testing.T) {
 	c := newCluster(t)
-	r := attached(t, c.url())
+	for _, n := range c.nodes {
+		args := []any{"acl", "setuser", "cdc", "on", ">hunter2"}
+		for _, f := range strings.Fields(neededRights + " " + clusterRights) {
+			args = append(args, f)
+		}
+		if err := n.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := attached(t, strings.Replace(c.url(), "://", "://cdc:hunter2@", 1))
 	keys := numbered("t:7:user:%d", 10000)
 	others := numbered("t:7:usher:%d", 1000)
 	fill(t, c.client, keys...)
@@ -308,6 +317,9 @@ func TestClusterFailover(t *testing.T) {
 	if err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), keys...)...)); err != nil {
 		t.Fatal(err)
 	}
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(100)}); err != nil {
+		t.Fatal(err)
+	}
 	c.servers[victim].Kill()
 	failed := 0
 	eventually(t, "the failover to be noticed", func() bool {
@@ -330,6 +342,28 @@ func TestClusterFailover(t *testing.T) {
 	after, err := r.Node(t.Context())
 	if err != nil || after.Same(before) {
 		t.Errorf("%+v, %v", after, err)
+	}
+	// The hash is on another primary and knows nothing of the loss.
+	stored, err := r.Load(t.Context())
+	if err != nil || stored.Applied != 100 {
+		t.Fatalf("%+v, %v", stored, err)
+	}
+	if c := mustAttach(t, r); c.Applied != 0 || c.End != 148 {
+		t.Errorf("attached with applied %v, end %v: the replay would skip what the new primary lacks", c.Applied, c.End)
+	}
+	checkpoint := func(at lsn.LSN) {
+		t.Helper()
+		eventually(t, "a checkpoint", func() bool {
+			return r.Checkpoint(t.Context(), Checkpoint{Position: position(at)}) == nil
+		})
+	}
+	checkpoint(50) // half way
+	if c := mustAttach(t, r); c.Applied != 0 {
+		t.Errorf("in the middle of the replay: applied %v", c.Applied)
+	}
+	checkpoint(100) // back where the old primaries were
+	if c := mustAttach(t, r); c.Applied != 100 {
+		t.Errorf("after the replay: applied %v", c.Applied)
 	}
 	eventually(t, "all nodes to see the cluster as up", func() bool {
 		return r.Apply(t.Context(), batch(t, 200, deletes(plain(t), keys...)...)) == nil

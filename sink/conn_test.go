@@ -146,6 +146,9 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 const neededRights = "resetkeys ~t:* ~inv:* resetchannels -@all " +
 	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +ping +hello +flushdb"
 
+// clusterRights come on top of them in a cluster.
+const clusterRights = "+cluster|slots +cluster|nodes +asking"
+
 func TestACL(t *testing.T) {
 	s, c := server(t)
 	setUser := func(rights string) {

@@ -53,6 +53,7 @@ type Control struct {
 	Updated    time.Time // the writer's clock
 
 	writer   string
+	nodes    string // cluster: fingerprint of the primaries that have all up to Applied
 	revision uint64 // of the state
 }
 
@@ -78,6 +79,7 @@ func (c *Control) fields() []any {
 		"commit_time", hexTime(c.CommitTime),
 		"fresh_as_of", hexTime(c.FreshAsOf),
 		"sent", c.Sent.Hex(),
+		"nodes", c.nodes,
 		"state", string(c.State),
 		"reason", c.Reason,
 		"state_since", hexTime(c.StateSince),
@@ -95,7 +97,7 @@ func parseControl(m map[string]string) (Control, error) {
 	c := Control{
 		Found:  true,
 		Source: Source{SystemID: m["system_id"], Epoch: m["epoch"]},
-		Region: m["region"], State: State(m["state"]), Reason: m["reason"], writer: m["writer"],
+		Region: m["region"], State: State(m["state"]), Reason: m["reason"], writer: m["writer"], nodes: m["nodes"],
 	}
 	var errs []error
 	number := func(name string, digits int) uint64 {

@@ -3,6 +3,8 @@ package sink
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -56,6 +58,15 @@ func (n Node) Same(o Node) bool {
 	return slices.EqualFunc(n.Primaries, o.Primaries, func(a, b Identity) bool {
 		return a.Addr == b.Addr && a.same(b)
 	})
+}
+
+// fingerprint is a short form of the processes and histories, for comparison.
+func (n Node) fingerprint() string {
+	h := sha256.New()
+	for _, id := range n.Primaries {
+		_, _ = h.Write([]byte(id.Addr + " " + id.RunID + " " + id.ReplID + "\n"))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 func newNode(ids []Identity) Node {

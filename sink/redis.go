@@ -67,6 +67,7 @@ type Redis struct {
 
 	shadowMu sync.Mutex
 	shadow   Control // the control hash as this process last knew it
+	nodes    string  // cluster: fingerprint of the primaries attached to
 	highest  uint32  // highest generation ever seen
 }
 
@@ -133,11 +134,13 @@ func (r *Redis) Close() error {
 // is called at the start and after every ErrNodeChanged or ErrSuperseded.
 //
 // What the Control says is what this node has: after a failover its Applied is
-// behind what was acknowledged before, and replay starts there. In a cluster it
-// speaks for the primary that holds the hash only; another primary may have lost
-// more, so there replay starts at the slot's confirmed position, which is kept
-// behind by the replay window for that. A Control that was not found on a node
-// that changed proves nothing: a gap, unless the server is known to be empty.
+// behind what was acknowledged before, and replay starts there. In a cluster the
+// hash speaks for the primary that holds it only. Where the primaries are no
+// longer those of the last checkpoint any of them may have lost writes, and Applied
+// is 0: replay starts at the slot's confirmed position, which is kept behind by the
+// replay window for that (End still says how far it had come). A Control that was
+// not found on a node that changed proves nothing: a gap, unless the server is
+// known to be empty.
 func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -167,6 +170,13 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	be.guard.seal(ids)
 	r.shadowMu.Lock()
 	r.shadow = c
+	r.nodes = ""
+	if be.cluster != nil {
+		r.nodes = newNode(ids).fingerprint()
+		if c.Found && c.nodes != r.nodes {
+			c.Applied = 0
+		}
+	}
 	r.highest = max(r.highest, c.Generation)
 	r.shadowMu.Unlock()
 	r.havePend = false

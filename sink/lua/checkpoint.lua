@@ -10,6 +10,7 @@
 -- ARGV[7]  its commit time, microseconds since 1970, 16 hex
 -- ARGV[8]  fresh_as_of: nothing visible then is missing, 16 hex; '' = as before
 -- ARGV[9]  updated: the writer's clock, microseconds since 1970, 16 hex
+-- ARGV[10] nodes: the primaries that have all up to applied; '' = as before
 --
 -- Returns 'ok'          nothing in the hash is behind what was asked for
 --         'node'        the node's history is another one: nothing was written
@@ -47,6 +48,11 @@ if ARGV[4] ~= '' and (ARGV[4] > applied or ARGV[4] == applied and ARGV[5] > (h[4
       set[#set + 1] = ARGV[3 + i]
     end
   end
+end
+-- Once a replay has reached the stored position again, these nodes have it all.
+if ARGV[10] ~= '' and ARGV[4] >= applied then
+  set[#set + 1] = 'nodes'
+  set[#set + 1] = ARGV[10]
 end
 if #set > 0 then
   set[#set + 1] = 'updated'

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
@@ -24,9 +25,11 @@ type Queue struct {
 	end     Position // newest boundary seen
 	ungated lsn.LSN  // invalidations added after it that belong to no transaction
 
-	ready  chan struct{} // fill has something to take
-	space  chan struct{} // fill was taken
-	closed chan struct{}
+	ready   chan struct{} // fill has something to take
+	space   chan struct{} // fill was taken
+	full    chan struct{} // fill is full
+	closed  chan struct{}
+	backlog atomic.Bool
 }
 
 // NewQueue returns an empty queue. start is the position to count from.
@@ -34,7 +37,7 @@ func NewQueue(start Position) *Queue {
 	return &Queue{
 		fill: NewBatch(), spare: NewBatch(), end: start,
 		ready: make(chan struct{}, 1), space: make(chan struct{}, 1),
-		closed: make(chan struct{}),
+		full: make(chan struct{}, 1), closed: make(chan struct{}),
 	}
 }
 
@@ -44,10 +47,36 @@ func (q *Queue) Lock() { q.mu.Lock() }
 
 // Unlock ends the run and offers what it brought.
 func (q *Queue) Unlock() {
-	offer := q.fill.Len() > 0 || q.fill.complete
+	offer, full := q.fill.Len() > 0 || q.fill.complete, q.fill.Full()
 	q.mu.Unlock()
 	if offer {
 		signal(q.ready)
+	}
+	if full {
+		signal(q.full)
+	}
+}
+
+// CatchingUp says whether there is a backlog, for Gather.
+func (q *Queue) CatchingUp(yes bool) { q.backlog.Store(yes) }
+
+// gatherTime is how long a batch may gather while there is a backlog. It is as
+// long as the pauses between reads.
+const gatherTime = time.Millisecond
+
+// Gather lets the next batch grow while there is a backlog, so that the cost of
+// applying one is shared by many changes. Without a backlog it returns at once.
+func (q *Queue) Gather(ctx context.Context) {
+	if !q.backlog.Load() {
+		return
+	}
+	timer := time.NewTimer(gatherTime)
+	defer timer.Stop()
+	select {
+	case <-q.full:
+	case <-q.closed:
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -18,9 +18,10 @@ import (
 const (
 	// catchUpPause lets WAL gather between reads while there is a backlog.
 	catchUpPause = time.Millisecond
-	// A window of catchUpWindow with more than catchUpBytes read in it is a
-	// backlog; as many pauses in a row as fit in it, each with less than its
-	// share, are the end of one.
+	// A transaction that is sent later than backlogAge after its commit is a
+	// backlog, and so is a window of catchUpWindow with more than catchUpBytes read in
+	// it. When neither holds for as many pauses as fit in a window, it has ended.
+	backlogAge    = 20 * time.Millisecond
 	catchUpWindow = 10 * time.Millisecond
 	catchUpBytes  = 64 << 10
 	// loopbackReceiveBuffer keeps the receive window so small that it is shut for
@@ -46,6 +47,7 @@ type pacedConn struct {
 	unix    bool
 
 	catchUp  bool
+	late     bool      // the last transaction was sent long after its commit
 	slow     int       // pauses in a row that brought little
 	windowAt time.Time // start of the current window
 	window   int       // bytes read in it
@@ -115,19 +117,16 @@ func (c *pacedConn) Read(p []byte) (int, error) {
 }
 
 // paced never waits for more than a pause when there is something to read.
-// A Unix socket is not paced: its queue holds a fixed, small number of messages,
-// so a pause only leaves the walsender waiting.
+// A Unix socket is watched but not paced: its queue holds a fixed, small number of
+// messages, so a pause only leaves the walsender waiting.
 func (c *pacedConn) paced(p []byte) (int, error) {
-	if c.raw == nil || c.unix {
-		return c.Conn.Read(p)
-	}
-	if c.catchUp {
+	if c.catchUp && c.raw != nil && !c.unix {
 		time.Sleep(catchUpPause)
 		n, err := c.drain(p)
 		if err != nil {
 			return n, err
 		}
-		if n < int(catchUpBytes*catchUpPause/catchUpWindow) {
+		if !c.late && n < int(catchUpBytes*catchUpPause/catchUpWindow) {
 			if c.slow++; c.slow >= int(catchUpWindow/catchUpPause) {
 				c.catchUp, c.window, c.windowAt = false, 0, time.Time{}
 			}
@@ -141,12 +140,22 @@ func (c *pacedConn) paced(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	now := time.Now()
 	if now.Sub(c.windowAt) > catchUpWindow {
+		if c.unix && !c.late && c.window <= catchUpBytes {
+			c.catchUp = false
+		}
 		c.window, c.windowAt = 0, now
 	}
 	if c.window += n; c.window > catchUpBytes {
 		c.catchUp, c.slow = true, 0
 	}
 	return n, err
+}
+
+// behind is told for each transaction whether it was sent late.
+func (c *pacedConn) behind(late bool) {
+	if c.late = late; late {
+		c.catchUp, c.slow = true, 0
+	}
 }
 
 // drain reads without waiting until p is full or nothing is left: with each read

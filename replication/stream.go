@@ -39,10 +39,13 @@ type StreamOptions struct {
 // Stream does not decode, does not know transactions, and does not decide what
 // may be confirmed; it only refuses to confirm what it never received.
 type Stream struct {
-	conn net.Conn
-	opts StreamOptions
-	buf  []byte
-	r, w int // unread bytes are buf[r:w]
+	conn  net.Conn
+	paced *pacedConn // below conn
+	opts  StreamOptions
+	buf   []byte
+	r, w  int // unread bytes are buf[r:w]
+
+	serverTime int64 // when the last XLogData was sent, by the server's clock
 
 	received  lsn.LSN // highest position seen
 	keepalive lsn.LSN // walEnd of the newest keepalive that Next passed
@@ -72,6 +75,7 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 	}
 	s := &Stream{
 		conn:     netConn,
+		paced:    paced,
 		opts:     o,
 		buf:      make([]byte, bufferSize),
 		statusAt: time.Now().Add(o.StatusInterval),
@@ -89,6 +93,17 @@ func (s *Stream) Close() error { return s.conn.Close() }
 func (s *Stream) Confirm(l lsn.LSN) {
 	s.confirmed = max(s.confirmed, min(l, s.received))
 }
+
+// Committed tells when the transaction of the last message committed, by the
+// server's clock. One that was sent long after is the sign of a backlog, which
+// bytes alone do not show: read without pauses, a backlog trickles.
+func (s *Stream) Committed(at time.Time) {
+	s.paced.behind(time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros))*time.Microsecond > backlogAge)
+}
+
+// CatchingUp says that there is a backlog: work is better done in bulk than at
+// once.
+func (s *Stream) CatchingUp() bool { return s.paced.catchUp }
 
 // ReceivedLSN is the highest position that the server has mentioned.
 func (s *Stream) ReceivedLSN() lsn.LSN { return s.received }
@@ -159,6 +174,7 @@ func (s *Stream) Next() (data []byte, ok bool, err error) {
 			if end := lsn.LSN(binary.BigEndian.Uint64(b[headerLen+9:])); end > s.received {
 				s.received = end
 			}
+			s.serverTime = int64(binary.BigEndian.Uint64(b[headerLen+17:]))
 			return b[headerLen+xlogDataLen : n : n], true, nil
 		}
 		if err := s.control(b[:n:n]); err != nil {

@@ -45,6 +45,7 @@ func (a *applier) run(ctx context.Context) error {
 		}
 	}()
 	for {
+		a.queue.Gather(ctx)
 		b := a.queue.TryTake()
 		if b == nil {
 			// Nothing to do: the moment for the checkpoint.

@@ -96,6 +96,7 @@ func (r *receiver) drain(ctx context.Context) error {
 			locked = true
 		}
 	}
+	r.queue.CatchingUp(r.stream.CatchingUp())
 	if !r.queue.Open() && !r.skipping {
 		r.reload()
 		r.queue.Mark(ordering.Position{Timeline: r.timeline, EndLSN: r.stream.KeepaliveLSN()})
@@ -125,6 +126,7 @@ func (r *receiver) handle(data []byte) error {
 		r.table.Map(&m.Change, &r.out)
 		r.add()
 	case decoder.KindBegin:
+		r.stream.Committed(m.Begin.CommitTime)
 		r.skipping = m.Begin.CommitLSN <= r.skip
 		if r.skipping {
 			return nil

@@ -237,11 +237,29 @@ func (b *bench) recvlogical(ctx context.Context, slot, url string, end lsn.LSN) 
 		return usage{}, err
 	}
 	sender := b.walsenderClock(ctx, slot)
-	if err := cmd.Wait(); err != nil {
+	peak := make(chan float64)
+	done := make(chan struct{})
+	go func() {
+		high := 0.0
+		for {
+			high = max(high, peakMiB(cmd.Process.Pid))
+			select {
+			case <-done:
+				peak <- high
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	err := cmd.Wait()
+	wall := time.Since(began)
+	close(done)
+	high := <-peak
+	if err != nil {
 		return usage{}, err
 	}
 	u := processUsage(cmd.ProcessState)
-	u.wall, u.walsender = time.Since(began), sender()
+	u.wall, u.walsender, u.peakMiB = wall, sender(), high
 	return u, nil
 }
 
@@ -255,13 +273,28 @@ func (b *bench) daemon(ctx context.Context, slot, url string, end lsn.LSN) (usag
 	if err := b.waitApplied(ctx, p, slot, end); err != nil {
 		return usage{}, err
 	}
-	wall, spent := time.Since(began), sender()
+	wall, spent, peak := time.Since(began), sender(), peakMiB(p.cmd.Process.Pid)
 	if err := p.stop(); err != nil {
 		return usage{}, err
 	}
 	u := processUsage(p.cmd.ProcessState)
-	u.wall, u.walsender = wall, spent
+	u.wall, u.walsender, u.peakMiB = wall, spent, peak
 	return u, nil
+}
+
+// peakMiB is the largest resident size so far. The figure that wait4 gives is of
+// no use: it starts with the size of the process that forked.
+func peakMiB(pid int) float64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, ok := strings.Cut(string(data), "VmHWM:")
+	if !ok {
+		return 0 // it has ended
+	}
+	kib, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+	return kib / 1024
 }
 
 type process struct {
@@ -320,7 +353,7 @@ func (b *bench) waitApplied(ctx context.Context, p *process, slot string, end ls
 }
 
 func processUsage(s *os.ProcessState) usage {
-	return usage{cpu: s.UserTime() + s.SystemTime(), peakMiB: float64(s.SysUsage().(*syscall.Rusage).Maxrss) / 1024}
+	return usage{cpu: s.UserTime() + s.SystemTime()}
 }
 
 // walsenderClock returns a function that tells the CPU time that the slot's

@@ -80,6 +80,9 @@ func bareLoop(ctx context.Context, stream *replication.Stream, conn net.Conn) er
 			if err != nil {
 				return err
 			}
+			if m.Kind == decoder.KindBegin {
+				stream.Committed(m.Begin.CommitTime)
+			}
 			if m.Kind == decoder.KindChange && len(m.Change.New) > 0 {
 				id := m.Change.New[0].Data
 				out = append(out, "*2\r\n$6\r\nUNLINK\r\n$"...)

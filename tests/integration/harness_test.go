@@ -131,7 +131,14 @@ func (w *world) launch(env ...string) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p := &process{w: w, cmd: exec.Command(path, "run", "--config", w.config, "--http", "off", "--log-level", "debug"), done: make(chan struct{})}
+	return w.launchBinary(path, "off", env...)
+}
+
+// launchBinary is launch with another build of the daemon, and with its status
+// pages on an address.
+func (w *world) launchBinary(path, http string, env ...string) *process {
+	w.t.Helper()
+	p := &process{w: w, cmd: exec.Command(path, "run", "--config", w.config, "--http", http, "--log-level", "debug"), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stderr = &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

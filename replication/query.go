@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // ErrQueryRefused means that the source understood a query and will not answer
@@ -103,7 +105,7 @@ func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxR
 		row := make([][]byte, len(values))
 		for i, v := range values {
 			if v != nil {
-				row[i] = append([]byte{}, v...)
+				row[i] = append([]byte{}, unpadded(r.FieldDescriptions()[i].DataTypeOID, v)...)
 			}
 		}
 		rows = append(rows, row)
@@ -112,6 +114,15 @@ func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxR
 		return nil, nil, queryError(err)
 	}
 	return columns, rows, nil
+}
+
+// unpadded takes the blanks off a char(n), as is done with the values of the log: a
+// key must be the same whichever way its value came.
+func unpadded(typeOID uint32, v []byte) []byte {
+	if typeOID == pgtype.BPCharOID {
+		return bytes.TrimRight(v, " ")
+	}
+	return v
 }
 
 // queryError sorts what asking again may mend from what it will not. A doubt

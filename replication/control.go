@@ -24,6 +24,13 @@ const (
 // ConnectControl opens an ordinary connection for questions about the source.
 // purpose shows in pg_stat_activity. One caller at a time may use it.
 func ConnectControl(ctx context.Context, url, purpose string) (*pgx.Conn, error) {
+	// Catalog names must not be hidden by a schema of the role's.
+	return connect(ctx, url, purpose, map[string]string{"search_path": "pg_catalog"})
+}
+
+// connect opens an ordinary connection whose settings do not depend on the
+// role's, but for the search path, unless params has one.
+func connect(ctx context.Context, url, purpose string, params map[string]string) (*pgx.Conn, error) {
 	const op = "connect to the source"
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
@@ -36,10 +43,10 @@ func ConnectControl(ctx context.Context, url, purpose string) (*pgx.Conn, error)
 		"statement_timeout": controlStatementTimeout,
 		"lock_timeout":      controlLockTimeout,
 		// Roles for replication are often made read-only, which would forbid the
-		// heartbeat; and catalog names must not be hidden by a schema of the role's.
+		// heartbeat.
 		"default_transaction_read_only": "off",
-		"search_path":                   "pg_catalog",
 	})
+	maps.Copy(cfg.RuntimeParams, params)
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = controlConnectTimeout
 	}

@@ -40,11 +40,11 @@ const snapshotStatement = "cdc_invalidator_snapshot"
 // OpenQueryConn connects and makes sure that it has reached the server of epoch: a
 // snapshot of another server says nothing about this one's transactions.
 func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, error) {
-	conn, err := ConnectControl(ctx, url, "gate")
+	// With the role's own search path: for_each queries are written for that.
+	conn, err := connect(ctx, url, "gate", nil)
 	if err != nil {
 		return nil, err
 	}
-	const searchPath = `"$user", public`
 	q := &QueryConn{conn: conn, pg: conn.PgConn()}
 	now, err := ReadEpoch(ctx, conn)
 	if err == nil {
@@ -53,12 +53,7 @@ func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, er
 		}
 	}
 	if err == nil {
-		// for_each queries are written for the role's own search path, which
-		// ConnectControl has replaced.
-		_, err = conn.Exec(ctx, "SET search_path TO "+searchPath)
-	}
-	if err == nil {
-		_, err = q.pg.Prepare(ctx, snapshotStatement, "SELECT pg_current_snapshot()::text", nil)
+		_, err = q.pg.Prepare(ctx, snapshotStatement, "SELECT pg_catalog.pg_current_snapshot()::text", nil)
 		err = serverError("prepare the visibility gate", err, "")
 	}
 	if err != nil {

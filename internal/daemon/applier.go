@@ -84,9 +84,6 @@ func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
 		if f := b.FreshAsOf(); !f.IsZero() {
 			a.freshAsOf = f
 		}
-		if !a.freshAsOf.IsZero() {
-			p.CommitTime = a.freshAsOf // exact, where a commit's own time is taken a little early
-		}
 		a.pending, a.unsaved = p, true
 	}
 	a.d.applied(b, a.freshAsOf)
@@ -143,7 +140,9 @@ func (a *applier) save(ctx context.Context) error {
 		return nil
 	}
 	err := a.retry(ctx, conditionRedis, func() error {
-		return a.d.sink.Checkpoint(ctx, sink.Checkpoint{Position: a.pending, SystemID: a.epoch.SystemID})
+		return a.d.sink.Checkpoint(ctx, sink.Checkpoint{
+			Position: a.pending, FreshAsOf: a.freshAsOf, SystemID: a.epoch.SystemID,
+		})
 	})
 	if err != nil {
 		return err

@@ -1,0 +1,169 @@
+package mapping
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Env is what a file may refer to outside of itself.
+type Env struct {
+	LookupEnv func(string) (string, bool)
+	ReadFile  func(string) ([]byte, error)
+
+	// AllowUnset accepts variables without a value, and files that cannot be read, in
+	// source.url and redis.url: a file is checked away from where it will run.
+	AllowUnset bool
+}
+
+const (
+	maxFileSize = 1 << 20
+	// maxNodes bounds how often nodes are visited, through aliases too: a short file
+	// with aliases of aliases stands for one that fits nowhere.
+	maxNodes = 100_000
+)
+
+// Parse reads a file and checks all of it that can be checked without the servers.
+// An error is of type Faults, and holds all that is wrong in the order of the
+// file. What the file uses and this version does not do yet is no error: see
+// File.NotInForce.
+func Parse(name string, data []byte, env Env) (*File, error) {
+	p := &parser{name: name, env: env, nodesLeft: maxNodes, file: &File{Name: name}}
+	if root := p.load(data); root != nil {
+		p.root = root
+		p.parseFile(root)
+	}
+	p.file.notInForce = p.finish(p.notInForce)
+	if faults := p.finish(p.faults); len(faults) > 0 {
+		return nil, faults
+	}
+	return p.file, nil
+}
+
+// parser collects faults instead of stopping at one.
+type parser struct {
+	name   string
+	lines  []string
+	env    Env
+	root   *yaml.Node
+	file   *File
+	faults Faults
+
+	notInForce Faults
+	nodesLeft  int
+	tooMany    bool
+	secrets    []*yaml.Node // scalars that hold a secret, written out or by reference
+
+	classes  map[string]*Class   // by name; nil values had faults of their own
+	families map[string]*KeySpec // the same
+}
+
+// load returns the document's root, or nil after a fault.
+func (p *parser) load(data []byte) *yaml.Node {
+	if len(data) > maxFileSize {
+		p.add(Fault{Message: fmt.Sprintf("the file has %d bytes; at most %d are read", len(data), maxFileSize)})
+		return nil
+	}
+	for i, line := range bytes.Split(data, []byte("\n")) {
+		if !utf8.Valid(line) {
+			p.add(Fault{Line: i + 1, Col: 1, Message: "the text is not UTF-8", Hint: "save the file in the encoding UTF-8"})
+			return nil
+		}
+		p.lines = append(p.lines, strings.TrimSuffix(string(line), "\r"))
+	}
+	loader, err := yaml.NewLoader(bytes.NewReader(data))
+	if err != nil {
+		p.add(Fault{Message: err.Error()})
+		return nil
+	}
+	var document, next yaml.Node
+	if err := loader.Load(&document); errors.Is(err, io.EOF) {
+		p.empty()
+		return nil
+	} else if err != nil {
+		p.syntax(err)
+		return nil
+	}
+	switch err := loader.Load(&next); {
+	case err == nil:
+		p.add(Fault{Line: next.Line, Col: next.Column, Message: "a second YAML document begins here",
+			Hint: "one file is one document: remove what follows, and the '---' before it"})
+		return nil
+	case !errors.Is(err, io.EOF):
+		p.syntax(err)
+		return nil
+	}
+	if document.Kind != yaml.DocumentNode || len(document.Content) != 1 || document.Content[0].ShortTag() == "!!null" {
+		p.empty()
+		return nil
+	}
+	return document.Content[0]
+}
+
+func (p *parser) empty() {
+	p.add(Fault{Line: 1, Col: 1, Message: "the file is empty", Hint: "it begins with: version: 1"})
+}
+
+func (p *parser) syntax(err error) {
+	f := Fault{Message: "this is not YAML: " + err.Error(), Hint: "look at the indentation, the quotes and the brackets here and in the line before"}
+	if e := (*yaml.LoadError)(nil); errors.As(err, &e) {
+		f.Line, f.Col, f.Message = max(e.Mark.Line, 1), max(e.Mark.Column, 1), "this is not YAML: "+e.Message
+		f.Line = min(f.Line, len(p.lines)) // an open bracket is missed behind the last line
+	}
+	p.add(f)
+}
+
+// add notes a fault whose place it has already.
+func (p *parser) add(f Fault) {
+	f.File = p.name
+	p.faults = append(p.faults, f)
+}
+
+// fault notes what is wrong at a node, and what would be right.
+func (p *parser) fault(n *yaml.Node, path, hint, format string, args ...any) {
+	p.add(Fault{Line: n.Line, Col: n.Column, Field: path, Message: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// pending notes something that is understood but not done yet.
+func (p *parser) pending(n *yaml.Node, path, hint string) {
+	name := path[strings.LastIndexByte(path, '.')+1:]
+	p.notInForce = append(p.notInForce, Fault{File: p.name, Line: n.Line, Col: n.Column, Field: path, Hint: hint,
+		Message: name + " is parsed, but not in force in this version"})
+}
+
+// finish puts faults into the file's order and shows the line of each.
+func (p *parser) finish(faults Faults) Faults {
+	slices.SortStableFunc(faults, func(a, b Fault) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
+	})
+	for i := range faults {
+		faults[i].Excerpt = p.excerpt(faults[i].Line)
+	}
+	return faults
+}
+
+// place finds an offset inside of a scalar's value in the file; without it, the
+// place of the scalar: after an expansion or an escape, columns mean nothing.
+func (p *parser) place(s scalar, offset int) (line, col int) {
+	n := s.node
+	line, col = n.Line, n.Column
+	if s.expanded || line < 1 || line > len(p.lines) || offset > len(n.Value) {
+		return line, col
+	}
+	start := col - 1
+	if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0 {
+		start++
+	}
+	text := []rune(p.lines[line-1])
+	if start <= len(text) && strings.HasPrefix(string(text[start:]), n.Value) {
+		col = start + utf8.RuneCountInString(n.Value[:offset]) + 1
+	}
+	return line, col
+}

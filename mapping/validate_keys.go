@@ -1,0 +1,333 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+const (
+	classHint  = "classes: {critical: {staleness: 1s}}"
+	familyHint = `user: {key: "user:{id}", class: critical}`
+	rateHint   = "a number and a unit: 2000/s, 600/m or 1000/h"
+)
+
+func (p *parser) parseClasses(root object) {
+	e, ok := root.need("classes", classHint)
+	if !ok {
+		return
+	}
+	list, ok := p.entries(e.value, e.path, classHint)
+	if !ok {
+		return
+	}
+	if len(list) == 0 {
+		p.fault(e.value, e.path, classHint, "there is no class")
+	}
+	p.classes = map[string]*Class{}
+	for _, e := range list {
+		p.classes[e.name] = nil
+		if !isName(e.name) {
+			p.fault(e.key, e.path, nameHint, "%q cannot be the name of a class", clip(e.name))
+		}
+		if c := p.parseClass(e); c != nil {
+			p.classes[e.name] = c
+			p.file.Classes = append(p.file.Classes, c)
+		}
+	}
+}
+
+const nameHint = "letters, digits and _, not starting with a digit"
+
+func (p *parser) parseClass(e entry) *Class {
+	o, ok := p.object(e.value, e.path, "staleness", "linger", "max_rate")
+	if !ok {
+		return nil
+	}
+	c := &Class{Name: e.name}
+	if e, found := o.need("staleness", "how old a value may be: staleness: 1s"); found {
+		c.Staleness, ok = p.duration(e, true)
+	} else {
+		ok = false
+	}
+	if e, found := o.get("linger"); found {
+		if linger, fine := p.duration(e, false); fine {
+			c.Linger = linger
+			if ok && linger >= c.Staleness {
+				p.fault(e.value, e.path, "less than "+c.Staleness.String(), "waiting %s for more invalidations uses up the staleness of %s", linger, c.Staleness)
+			}
+			if linger > 0 {
+				p.pending(e.value, e.path, "leave linger out: every invalidation is sent at once")
+			}
+		}
+	}
+	if e, found := o.get("max_rate"); found {
+		if s, fine := p.text(e, rateHint); fine {
+			if c.MaxRate, fine = parseRate(s.text); !fine {
+				p.fault(s.node, s.path, rateHint, "%s is not a rate", s.quoted())
+			} else {
+				p.pending(s.node, s.path, "leave max_rate out: no class is held back")
+			}
+		}
+	}
+	if !ok {
+		return nil
+	}
+	return c
+}
+
+// parseRate reads 2000/s as what there is in a second.
+func parseRate(s string) (float64, bool) {
+	number, unit, _ := strings.Cut(s, "/")
+	per := map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour}[strings.TrimSpace(unit)]
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil || per == 0 || !(n > 0) || math.IsInf(n, 0) {
+		return 0, false
+	}
+	return n / per.Seconds(), true
+}
+
+func (p *parser) parseKeys(root object) {
+	e, ok := root.need("keys", "keys: {"+familyHint+"}")
+	if !ok {
+		return
+	}
+	list, ok := p.entries(e.value, e.path, familyHint)
+	if !ok {
+		return
+	}
+	if len(list) == 0 {
+		p.fault(e.value, e.path, familyHint, "there is no family")
+	}
+	p.families = map[string]*KeySpec{}
+	c := &collisions{p: p, skeletons: map[string]string{}}
+	for _, e := range list {
+		p.families[e.name] = nil
+		switch {
+		case !isName(e.name):
+			p.fault(e.key, e.path, nameHint, "%q cannot be the name of a family", clip(e.name))
+		case e.name == "for_each" || e.name == "max_rows":
+			p.fault(e.key, e.path, "choose another name", "%s is a word of the format and cannot be the name of a family", e.name)
+		}
+		if k := p.parseFamily(e, c); k != nil {
+			p.families[e.name] = k
+			p.file.Keys = append(p.file.Keys, k)
+		}
+	}
+	c.check()
+}
+
+func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
+	o, ok := p.object(e.value, e.path, "key", "class", "tenant", "ttl", "version", "on_invalidate", "stale_for")
+	if !ok {
+		return nil
+	}
+	k := &KeySpec{Name: e.name, OnInvalidate: "delete"}
+	key, ok := o.need("key", `the template of the key: key: "`+clip(e.name)+`:{id}"`)
+	if ok {
+		k.Template = p.template(key)
+	}
+	version, versioned := o.get("version")
+	if versioned {
+		k.Version = p.template(version)
+	}
+	p.parseFamilyClass(o, k)
+	if e, ok := o.get("ttl"); ok {
+		k.TTL, _ = p.duration(e, true)
+	}
+	p.parseFamilySoft(o, k)
+
+	tenant, hasTenant := o.get("tenant")
+	if hasTenant {
+		s, fine := p.text(tenant, "the name of a variable of the key")
+		if k.Tenant = s.text; !fine {
+			return nil
+		}
+	}
+	if k.Template == nil || versioned && k.Version == nil {
+		return nil
+	}
+	fine := p.checkVersion(key, version, k)
+	if hasTenant && !p.checkTenant(tenant, k) || !fine {
+		return nil
+	}
+	c.add(e, key, k.Template, false)
+	if versioned {
+		c.add(e, version, k.Version, true)
+	}
+	return k
+}
+
+func (p *parser) parseFamilyClass(o object, k *KeySpec) {
+	e, ok := o.need("class", "one of classes")
+	if !ok {
+		return
+	}
+	s, ok := p.text(e, "one of classes")
+	if !ok || p.classes == nil {
+		return
+	}
+	if k.Class, ok = p.classes[s.text]; !ok {
+		p.fault(s.node, s.path, suggest(s.node.Value, p.classNames()), "there is no class %s", s.quoted())
+	}
+}
+
+func (p *parser) classNames() []string {
+	var names []string
+	for name := range p.classes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (p *parser) parseFamilySoft(o object, k *KeySpec) {
+	if e, ok := o.get("on_invalidate"); ok {
+		if s, ok := p.text(e, "delete or soft"); ok {
+			switch s.text {
+			case "delete":
+			case "soft":
+				k.OnInvalidate = s.text
+				p.pending(s.node, s.path, "leave on_invalidate out: keys are deleted")
+			default:
+				p.fault(s.node, s.path, "delete or soft", "%s is nothing that can be done with a key", s.quoted())
+			}
+		}
+	}
+	if e, ok := o.get("stale_for"); ok {
+		k.StaleFor, ok = p.duration(e, true)
+		switch {
+		case !ok:
+		case k.OnInvalidate != "soft":
+			p.fault(e.key, e.path, "add on_invalidate: soft, or leave stale_for out", "stale_for means nothing for keys that are deleted")
+		default:
+			p.pending(e.value, e.path, "leave stale_for out")
+		}
+	}
+}
+
+// template reads a template; nil after a fault.
+func (p *parser) template(e entry) *Template {
+	s, ok := p.text(e, `a template: "user:{id}"`)
+	if !ok {
+		return nil
+	}
+	t, err := ParseTemplate(s.text)
+	if err == nil {
+		return t
+	}
+	f := Fault{Field: s.path, Message: s.why(err.Error())}
+	f.Line, f.Col = p.place(s, 0)
+	if e := (*TemplateError)(nil); errors.As(err, &e) {
+		f.Line, f.Col = p.place(s, e.Offset)
+		f.Hint = e.Hint
+	}
+	p.add(f)
+	return nil
+}
+
+func (p *parser) checkVersion(key, version entry, k *KeySpec) bool {
+	inKey := slices.Contains(k.Template.Vars(), VersionVar)
+	if k.Version == nil {
+		if inKey {
+			p.fault(key.value, key.path, `give the family a version key as well: version: "..."; or use another name`, "{version} is reserved for families with a version")
+		}
+		return !inKey
+	}
+	ok := inKey
+	if !inKey {
+		p.fault(key.value, key.path, "the version must be a part of the key: put {version} into it", "the family has a version, but {version} is not in its key")
+	}
+	for _, v := range k.Version.Vars() {
+		switch {
+		case v == VersionVar:
+			p.fault(version.value, version.path, "leave it out: this is the key that the version is kept in", "{version} cannot be in the version key")
+			ok = false
+		case !slices.Contains(k.Template.Vars(), v):
+			p.fault(version.value, version.path, suggest(v, dataVars(k.Template)), "variable {%s} of the version key is not in the key, so a reader of the key would not know it", clip(v))
+			ok = false
+		}
+	}
+	return ok
+}
+
+func (p *parser) checkTenant(e entry, k *KeySpec) bool {
+	shown := clip(e.value.Value)
+	switch {
+	case k.Tenant == VersionVar:
+		p.fault(e.value, e.path, suggest("", dataVars(k.Template)), "the version cannot be the tenant")
+	case !slices.Contains(k.Template.Vars(), k.Tenant):
+		p.fault(e.value, e.path, suggest(shown, dataVars(k.Template)), "the tenant %s is not a variable of the key, so keys of several tenants would be one", shown)
+	case k.Version != nil && !slices.Contains(k.Version.Vars(), k.Tenant):
+		p.fault(e.value, e.path, fmt.Sprintf("put {%s} into the version key", shown), "the tenant %s is not a variable of the version key, so one tenant would invalidate the others", shown)
+	default:
+		return true
+	}
+	return false
+}
+
+// dataVars are a template's variables but {version}.
+func dataVars(t *Template) []string {
+	return slices.DeleteFunc(slices.Clone(t.Vars()), func(v string) bool { return v == VersionVar })
+}
+
+// collisions finds families that share keys, and families whose removal as a whole
+// would take with it what is not theirs.
+type collisions struct {
+	p         *parser
+	skeletons map[string]string // of a template -> whose it is
+	templates []placedTemplate
+}
+
+type placedTemplate struct {
+	node    *yaml.Node
+	path    string
+	family  string
+	tmpl    *Template
+	version bool
+}
+
+func (c *collisions) add(family, e entry, t *Template, version bool) {
+	skeleton := strings.Join(t.lits, "\x00")
+	if other, taken := c.skeletons[skeleton]; taken {
+		c.p.fault(e.value, e.path, "give each its own fixed part", "the same keys belong to %s: the templates differ in the names of variables at most", other)
+		return
+	}
+	c.skeletons[skeleton] = e.path
+	c.templates = append(c.templates, placedTemplate{e.value, e.path, family.name, t, version})
+}
+
+// check compares what a whole-family removal scans for with the keys that must
+// survive it: version keys (without one, a reader would go back to entries of long
+// ago) and the daemon's own.
+func (c *collisions) check() {
+	control := []token{}
+	for _, b := range []byte(c.p.file.Redis.Prefix) {
+		control = append(control, token{lit: b})
+	}
+	control = append(control, token{any: true})
+	for _, t := range c.templates {
+		if len(t.tmpl.vars) == 0 {
+			continue
+		}
+		glob := tokens(t.tmpl, true)
+		if meet(glob, control) {
+			c.p.fault(t.node, t.path, fmt.Sprintf("begin the template with a fixed part of its own, such as %q, or change redis.prefix", t.family+":"),
+				"removing the whole family would look for %q, which matches control keys (%s...)", clip(t.tmpl.Pattern(nil)), clip(c.p.file.Redis.Prefix))
+			continue
+		}
+		for _, v := range c.templates {
+			if v.version && v.path != t.path && meet(glob, tokens(v.tmpl, false)) {
+				c.p.fault(t.node, t.path, fmt.Sprintf("begin the template with a fixed part of its own, such as %q", t.family+":"),
+					"removing the whole family would look for %q, which matches version keys of %s", clip(t.tmpl.Pattern(nil)), v.family)
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,173 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
+)
+
+// The load leaves room on two cores for the servers, so that the latencies are those
+// of a machine at work and not of one that is overrun.
+const (
+	writerCount = 4
+	writeRate   = 1000 // transactions a second, all writers together
+	readerCount = 4
+	readRate    = 3000 // entries a second, each in both spaces
+	burst       = 10
+
+	firstImport    = time.Second
+	importInterval = 5 * time.Second
+
+	sampleSize     = 150 // entries compared for the display, each second
+	catchUpTimeout = 60 * time.Second
+)
+
+// run lets the shop work, waits for the daemon to have applied everything, and
+// compares.
+func (d *demo) run(ctx context.Context) (*Report, error) {
+	// The end of ctx ends the writers. What comes after it has a context of its own.
+	after := context.WithoutCancel(ctx)
+	conn, err := d.connect(after)
+	if err != nil {
+		return nil, err
+	}
+	writing, stopWriters := context.WithCancel(ctx)
+	defer stopWriters()
+	if d.o.Duration > 0 {
+		var cancel context.CancelFunc
+		writing, cancel = context.WithTimeout(writing, d.o.Duration)
+		defer cancel()
+	}
+	reading, stopReaders := context.WithCancel(after)
+	defer stopReaders()
+
+	began := time.Now()
+	var writers, readers errgroup.Group
+	for range writerCount {
+		d.worker(after, &writers, stopWriters, func(conn *pgx.Conn) error { return d.writer(writing, conn) })
+	}
+	d.worker(after, &writers, stopWriters, func(conn *pgx.Conn) error { return d.importer(writing, conn) })
+	for range readerCount {
+		d.worker(after, &readers, stopWriters, func(conn *pgx.Conn) error { return d.reader(reading, conn) })
+	}
+	err = d.show(after, writing.Done(), conn, began)
+	stopWriters()
+	err = errors.Join(err, writers.Wait())
+	worked := time.Since(began)
+
+	// The readers go on until everything is applied: a fill that could put an old value
+	// back is to have its chance.
+	d.progress.update("Writers have stopped. Waiting until everything is applied")
+	if err == nil {
+		err = d.caughtUp(after, conn)
+	}
+	stopReaders()
+	if err := errors.Join(err, readers.Wait()); err != nil {
+		return nil, err
+	}
+	return d.report(after, conn, worked)
+}
+
+// worker runs work with a connection of its own; when it fails, all of the work ends.
+func (d *demo) worker(ctx context.Context, g *errgroup.Group, stop context.CancelFunc, work func(*pgx.Conn) error) {
+	conn, err := d.connect(ctx)
+	g.Go(func() error {
+		if err == nil {
+			err = work(conn)
+		}
+		if err != nil {
+			stop()
+		}
+		return err
+	})
+}
+
+func pace(perSecond, workers int) *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(perSecond)/rate.Limit(workers), burst)
+}
+
+// show keeps the progress line up to date until done.
+func (d *demo) show(ctx context.Context, done <-chan struct{}, conn *pgx.Conn, began time.Time) error {
+	ticker := time.NewTicker(d.progress.interval())
+	defer ticker.Stop()
+	var stale, staleControl float64
+	sampled := began
+	for {
+		select {
+		case <-done:
+			return nil
+		case now := <-ticker.C:
+			if now.Sub(sampled) >= time.Second {
+				var err error
+				if stale, staleControl, err = d.sample(ctx, conn); err != nil {
+					return err
+				}
+				sampled = now
+			}
+			_, _, keys, latency := d.latency.read()
+			d.progress.update(fmt.Sprintf("%5.1f s  %s tx  %s keys deleted  p99 %.1f ms  stale %.0f %%, without %.0f %%",
+				now.Sub(began).Seconds(), group(d.writes.committed.Load()), group(int64(keys)),
+				1000*latency.P99.Seconds(), stale, staleControl))
+		}
+	}
+}
+
+// sample estimates the share of stale values while writers work. In the real space it
+// may see a change whose invalidation is on its way; the comparison at the end is exact.
+func (d *demo) sample(ctx context.Context, conn *pgx.Conn) (stale, staleControl float64, err error) {
+	entries := make([]*entry, sampleSize)
+	for i := range entries {
+		entries[i] = d.entries[rand.IntN(len(d.entries))]
+	}
+	with, _, err := compare(ctx, d.rdb, conn, entries, false)
+	if err != nil {
+		return 0, 0, err
+	}
+	without, _, err := compare(ctx, d.rdb, conn, entries, true)
+	return percent(int64(with.stale), int64(with.cached)), percent(int64(without.stale), int64(without.cached)), err
+}
+
+// caughtUp waits until the daemon's control hash says that nothing at or below the
+// log's present end is missing. Nobody writes any more; heartbeats move the log.
+func (d *demo) caughtUp(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, catchUpTimeout, fmt.Errorf("the daemon has not applied everything within %v", catchUpTimeout))
+	defer cancel()
+	var text string
+	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
+		return fmt.Errorf("read the end of the log: %w", err)
+	}
+	end, err := lsn.Parse(text)
+	if err != nil {
+		return err
+	}
+	key := sink.ControlKey(d.file.Redis.Prefix, d.file.Source.Slot.Name)
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		applied, err := d.rdb.HGet(ctx, key, "end").Result()
+		if err != nil {
+			return fmt.Errorf("read the applied position: %w", err)
+		}
+		at, err := lsn.ParseHex(applied)
+		if err != nil {
+			return fmt.Errorf("read the applied position: %w", err)
+		}
+		if at >= end {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: it is at %s of %s", context.Cause(ctx), at, end)
+		}
+	}
+}

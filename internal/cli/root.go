@@ -94,6 +94,7 @@ needed is not there, 78 the configuration must be mended first.`,
 	root.SetErr(a.stderr)
 
 	root.AddCommand(
+		newDemoCommand(a),
 		newRunCommand(a),
 		newVersionCommand(a),
 	)

@@ -22,8 +22,10 @@ const (
 
 // dockerWorks says why Docker cannot be used, or nil.
 func dockerWorks(ctx context.Context) error {
-	_, err := docker(ctx, dockerTimeout, "version", "--format", "{{.Server.Version}}")
-	return err
+	if _, err := docker(ctx, dockerTimeout, "version", "--format", "{{.Server.Version}}"); err != nil {
+		return missingError{err}
+	}
+	return nil
 }
 
 // docker runs one command of the Docker client and returns what it printed.
@@ -76,7 +78,7 @@ func getImage(ctx context.Context, image string) error {
 		return nil
 	}
 	if _, err := docker(ctx, pullTimeout, "pull", "--quiet", image); err != nil {
-		return fmt.Errorf("get the container image %s: %w", image, err)
+		return missingError{fmt.Errorf("get the container image %s: %w", image, err)}
 	}
 	return nil
 }

@@ -36,6 +36,11 @@ const (
 // start: the message says what to install.
 var ErrMissing = errors.New("not found")
 
+// missingError is an error with a text of its own that is an ErrMissing too.
+type missingError struct{ error }
+
+func (e missingError) Unwrap() []error { return []error{e.error, ErrMissing} }
+
 // program is an installed server.
 type program struct {
 	path    string

@@ -1,0 +1,11 @@
+// Package cdcinvalidator holds what the program carries with it. The program is
+// cmd/cdc-invalidator; what it does is in README.md, and how in ARCHITECTURE.md.
+package cdcinvalidator
+
+import _ "embed"
+
+//go:embed mappings.yaml
+var exampleMappings []byte
+
+// ExampleMappings is mappings.yaml, the worked example that the demo runs.
+func ExampleMappings() []byte { return exampleMappings }

@@ -26,6 +26,7 @@ type Batch struct {
 	index   []uint32 // open addressing over entries: number+1, 0 is free
 	txns    []Txn    // transactions with entries here, in commit order
 	lookups int
+	urgent  bool // something in it is not being removed early
 	highest lsn.LSN
 
 	// seed is drawn per batch: keys are chosen by those who write rows, and they
@@ -178,7 +179,7 @@ func (b *Batch) reset() {
 	b.entries, b.arena, b.txns = b.entries[:0], b.arena[:0], b.txns[:0]
 	clear(b.index)
 	b.lookups, b.highest, b.complete, b.position, b.stats = 0, 0, false, Position{}, Stats{}
-	b.freshAsOf = time.Time{}
+	b.freshAsOf, b.urgent = time.Time{}, false
 }
 
 func (b *Batch) hash(inv *mapping.Invalidation, lookupID string) uint32 {

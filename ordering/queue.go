@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
@@ -14,8 +13,7 @@ import (
 // Queue hands invalidations from the goroutine that reads the log to the one
 // that applies them. There are two batches: one is being filled while the other is
 // being applied, so that whatever gathers during one application goes out with
-// the next (group commit: nothing waits on a timer when there is nothing to wait
-// for). The filling side calls Lock, any of the other methods, Unlock.
+// the next (group commit). The filling side calls Lock, any of the other methods, Unlock.
 type Queue struct {
 	mu      sync.Mutex
 	fill    *Batch
@@ -27,9 +25,9 @@ type Queue struct {
 
 	ready   chan struct{} // fill has something to take
 	space   chan struct{} // fill was taken
-	full    chan struct{} // fill is full
+	hurry   chan struct{} // fill should not gather any longer
 	closed  chan struct{}
-	backlog atomic.Bool
+	backlog bool
 }
 
 // NewQueue returns an empty queue. start is the position to count from.
@@ -37,7 +35,7 @@ func NewQueue(start Position) *Queue {
 	return &Queue{
 		fill: NewBatch(), spare: NewBatch(), end: start,
 		ready: make(chan struct{}, 1), space: make(chan struct{}, 1),
-		full: make(chan struct{}, 1), closed: make(chan struct{}),
+		hurry: make(chan struct{}, 1), closed: make(chan struct{}),
 	}
 }
 
@@ -47,33 +45,44 @@ func (q *Queue) Lock() { q.mu.Lock() }
 
 // Unlock ends the run and offers what it brought.
 func (q *Queue) Unlock() {
-	offer, full := q.fill.Len() > 0 || q.fill.complete, q.fill.Full()
+	offer := q.fill.Len() > 0 || q.fill.complete
+	hurry := !q.patient()
 	q.mu.Unlock()
+	if hurry {
+		signal(q.hurry)
+	}
 	if offer {
 		signal(q.ready)
 	}
-	if full {
-		signal(q.full)
-	}
 }
 
-// CatchingUp says whether there is a backlog, for Gather.
-func (q *Queue) CatchingUp(yes bool) { q.backlog.Store(yes) }
+// CatchingUp says whether there is a backlog, in which batches are worth waiting
+// for. It is called with the lock held.
+func (q *Queue) CatchingUp(yes bool) { q.backlog = yes }
 
-// gatherTime is how long a batch may gather while there is a backlog. It is as
-// long as the pauses between reads.
+// gatherTime is how long a batch may gather when nothing in it is in a hurry. It
+// is as long as the pauses between reads.
 const gatherTime = time.Millisecond
 
-// Gather lets the next batch grow while there is a backlog, so that the cost of
-// applying one is shared by many changes. Without a backlog it returns at once.
-func (q *Queue) Gather(ctx context.Context) {
-	if !q.backlog.Load() {
+// patient says that the batch gains by growing: there is a backlog, or all that it
+// has to remove has been removed early.
+func (q *Queue) patient() bool {
+	return !q.fill.Full() && (q.backlog || !q.fill.urgent)
+}
+
+// gather gives the next batch time to grow, so that the cost of the gate and of
+// applying it is shared by many changes.
+func (q *Queue) gather(ctx context.Context) {
+	q.mu.Lock()
+	patient := q.patient()
+	q.mu.Unlock()
+	if !patient {
 		return
 	}
 	timer := time.NewTimer(gatherTime)
 	defer timer.Stop()
 	select {
-	case <-q.full:
+	case <-q.hurry:
 	case <-q.closed:
 	case <-timer.C:
 	case <-ctx.Done():
@@ -114,7 +123,14 @@ func (q *Queue) Mark(p Position) {
 }
 
 // Add puts an invalidation of the open transaction in.
-func (q *Queue) Add(inv *mapping.Invalidation) { q.fill.Add(&q.tx, inv) }
+func (q *Queue) Add(inv *mapping.Invalidation) {
+	q.fill.Add(&q.tx, inv)
+	q.fill.urgent = true
+}
+
+// AddPatient is Add for a key that Redis is already being told to remove, so that
+// the batch is in no hurry for it.
+func (q *Queue) AddPatient(inv *mapping.Invalidation) { q.fill.Add(&q.tx, inv) }
 
 // AddUngated puts in invalidations that belong to no transaction: of a
 // non-transactional message, or of something that is known to be visible
@@ -130,6 +146,7 @@ func (q *Queue) AddUngated(at lsn.LSN, when time.Time, invs []mapping.Invalidati
 	for i := range invs {
 		q.fill.Add(&tx, &invs[i])
 	}
+	q.fill.urgent = true
 }
 
 // Full says that the filling side must wait on Space before it adds more.
@@ -158,10 +175,18 @@ func (q *Queue) Take(ctx context.Context) (*Batch, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		q.gather(ctx)
 		if b := q.TryTake(); b != nil {
 			return b, nil
 		}
 	}
+}
+
+// Empty says that there is nothing to take.
+func (q *Queue) Empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.fill.Len() == 0 && !q.fill.complete
 }
 
 // TryTake is Take for one who has something else to do: nil when there is

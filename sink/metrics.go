@@ -18,6 +18,8 @@ type metrics struct {
 	attached     prometheus.Counter
 	restored     prometheus.Counter
 	reloaded     prometheus.Counter
+	early        prometheus.Counter
+	earlyFailed  prometheus.Counter
 	errors       *prometheus.CounterVec
 }
 
@@ -38,6 +40,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		attached:     counter("attaches_total", "Times the nodes were taken as the ones that hold everything: the start, and each failover or restart of Redis."),
 		restored:     counter("control_restored_total", "Times the control hash was gone (flushed, evicted) and was written again."),
 		reloaded:     counter("scripts_reloaded_total", "Times a node had lost its scripts."),
+		early:        counter("early_keys_total", "Keys removed ahead of their batch, which removes them again after the visibility gate."),
+		earlyFailed:  counter("early_failed_total", "Early removals that failed. Nothing is lost by them: the batch follows."),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "cdc_invalidator", Subsystem: "redis", Name: "apply_seconds",
 			Help:    "Time to apply a batch, purges included.",
@@ -55,7 +59,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.batches, m.keys, m.removed, m.versions, m.purges, m.purgeScanned, m.purgeRemoved,
-		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.seconds, m.errors} {
+		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.early, m.earlyFailed, m.seconds, m.errors} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -45,22 +45,19 @@ func (a *applier) run(ctx context.Context) error {
 		}
 	}()
 	for {
-		a.queue.Gather(ctx)
-		b := a.queue.TryTake()
-		if b == nil {
-			// Nothing to do: the moment for the checkpoint.
+		if a.queue.Empty() { // the moment for the checkpoint
 			if err := a.save(ctx); err != nil {
 				return err
 			}
-			var err error
-			if b, err = a.queue.Take(ctx); err != nil {
-				if errors.Is(err, ordering.ErrClosed) {
-					return nil
-				}
-				return err
-			}
 		}
-		err := a.apply(ctx, b)
+		b, err := a.queue.Take(ctx)
+		if errors.Is(err, ordering.ErrClosed) {
+			return a.save(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		err = a.apply(ctx, b)
 		a.queue.Release(b)
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 // receiver reads the log, decodes and maps it, and fills the queue. It is the one
@@ -19,6 +20,8 @@ type receiver struct {
 	stream   *replication.Stream
 	dec      *decoder.Decoder
 	queue    *ordering.Queue
+	early    *sink.Early
+	hasEarly bool // something to flush
 	window   *ordering.Window
 	timeline uint32
 	// Transactions at or below skip were applied before this attachment.
@@ -97,6 +100,10 @@ func (r *receiver) drain(ctx context.Context) error {
 		}
 	}
 	r.queue.CatchingUp(r.stream.CatchingUp())
+	if r.hasEarly {
+		r.early.Flush()
+		r.hasEarly = false
+	}
 	if !r.queue.Open() && !r.skipping {
 		r.reload()
 		r.queue.Mark(ordering.Position{Timeline: r.timeline, EndLSN: r.stream.KeepaliveLSN()})
@@ -165,8 +172,15 @@ func (r *receiver) handle(data []byte) error {
 
 // add queues what r.out holds, as part of the open transaction.
 func (r *receiver) add() {
+	now := !r.stream.CatchingUp()
 	for i := range r.out.Invalidations {
-		r.queue.Add(&r.out.Invalidations[i])
+		inv := &r.out.Invalidations[i]
+		if now && inv.Op == mapping.OpDelete && r.early.Add(inv.Key) {
+			r.hasEarly = true
+			r.queue.AddPatient(inv)
+		} else {
+			r.queue.Add(inv)
+		}
 	}
 	r.d.metrics.widened(&r.out)
 }

@@ -242,8 +242,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	queue := ordering.NewQueue(ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: skip, EndLSN: setup.Slot.ConfirmedLSN})
 	window := ordering.NewWindow(d.file.Redis.ReplayWindow)
 	plan := d.plan.Load()
+	early := d.sink.NewEarly()
 	r := &receiver{
-		d: d, stream: stream, dec: decoder.New(), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
+		d: d, stream: stream, early: early, dec: decoder.New(), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
 		plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}
 	a := &applier{d: d, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
@@ -263,11 +264,12 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	var helpers errgroup.Group
 	helpers.Go(func() error { return d.heartbeat.Run(streamCtx) })
 	helpers.Go(func() error { return watcher.Run(streamCtx) })
+	helpers.Go(func() error { return early.Run(streamCtx) })
 
 	d.streaming(setup)
 	err := r.run(streamCtx)
 	stopStreaming()
-	_ = helpers.Wait() // both return nil, always
+	_ = helpers.Wait() // all return nil, always
 	queue.Close()
 	timer := time.AfterFunc(drainTimeout, stopApplying)
 	defer timer.Stop()

@@ -93,10 +93,15 @@ func (b *bench) steadyRun(ctx context.Context, url string, rate int, daemon bool
 	return b.load(ctx, rate)
 }
 
+// dropSlot waits until the slot's walsender has noticed that its client is gone.
 func (b *bench) dropSlot(slot string) {
-	if _, err := b.conn.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, slot); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
+	const sql = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active`
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if tag, err := b.conn.Exec(context.Background(), sql, slot); err == nil && tag.RowsAffected() == 1 {
+			return
+		}
 	}
+	fmt.Fprintln(os.Stderr, "bench: slot", slot, "stays")
 }
 
 func (b *bench) startBare(ctx context.Context, slot, url string) (stop func(), err error) {

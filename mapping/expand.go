@@ -70,7 +70,7 @@ func (e *Env) reference(ref string) (string, *expandError) {
 		return fallback, nil
 	case !ok:
 		return "", &expandError{unset: true, problem: fmt.Sprintf("the environment variable %s is not set", name),
-			hint: fmt.Sprintf("set it, or give a default: ${%s:-default}", name)}
+			hint: fmt.Sprintf("set it, or give a default: ${%s:-default} (a variable of a key is written {%s}, without $)", name, name)}
 	}
 	return value, nil
 }

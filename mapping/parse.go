@@ -28,6 +28,8 @@ const (
 	// maxNodes bounds how often nodes are visited, through aliases too: a short file
 	// with aliases of aliases stands for one that fits nowhere.
 	maxNodes = 100_000
+	// maxFaults is more than anyone reads. A fault behind an alias counts each time.
+	maxFaults = 1000
 )
 
 // Parse reads a file and checks all of it that can be checked without the servers.
@@ -122,6 +124,13 @@ func (p *parser) syntax(err error) {
 
 // add notes a fault whose place it has already.
 func (p *parser) add(f Fault) {
+	if len(p.faults) == maxFaults {
+		p.tooMany = true
+		p.faults = append(p.faults, Fault{File: p.name, Line: f.Line, Col: f.Col, Message: "there are more faults, which are not shown"})
+	}
+	if len(p.faults) > maxFaults {
+		return
+	}
 	f.File = p.name
 	p.faults = append(p.faults, f)
 }

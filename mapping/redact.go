@@ -15,7 +15,7 @@ const maxExcerpt = 200
 var (
 	userInfo   = regexp.MustCompile(`://.*@`)
 	afterSlash = regexp.MustCompile(`://.*`)
-	password   = regexp.MustCompile(`(?i)(pass[a-z]*|pwd|secret|token)(["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s&,}"']+)`)
+	password   = regexp.MustCompile(`(?i)(pass[a-z]*|pwd|secret)(\s*=\s*)("[^"]*"|'[^']*'|[^\s&,}"']+)`)
 )
 
 // redact cuts passwords out of a text that a message shows.

@@ -68,7 +68,7 @@ func (p *parser) parseClass(e entry) *Class {
 		}
 	}
 	if e, found := o.get("max_rate"); found {
-		if s, fine := p.text(e, rateHint); fine {
+		if s, fine := p.scalar(e, rateHint, "!!str", "!!int", "!!float"); fine {
 			if c.MaxRate, fine = parseRate(s.text); !fine {
 				p.fault(s.node, s.path, rateHint, "%s is not a rate", s.quoted())
 			} else {
@@ -153,13 +153,13 @@ func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
 	if k.Template == nil || versioned && k.Version == nil {
 		return nil
 	}
+	c.add(e, key, k.Template, false, !versioned)
+	if versioned {
+		c.add(e, version, k.Version, true, true)
+	}
 	fine := p.checkVersion(key, version, k)
 	if hasTenant && !p.checkTenant(tenant, k) || !fine {
 		return nil
-	}
-	c.add(e, key, k.Template, false)
-	if versioned {
-		c.add(e, version, k.Version, true)
 	}
 	return k
 }
@@ -291,43 +291,56 @@ type placedTemplate struct {
 	family  string
 	tmpl    *Template
 	version bool
+	scanned bool // removing the whole family looks for these keys
 }
 
-func (c *collisions) add(family, e entry, t *Template, version bool) {
+func (c *collisions) add(family, e entry, t *Template, version, scanned bool) {
 	skeleton := strings.Join(t.lits, "\x00")
 	if other, taken := c.skeletons[skeleton]; taken {
 		c.p.fault(e.value, e.path, "give each its own fixed part", "the same keys belong to %s: the templates differ in the names of variables at most", other)
 		return
 	}
 	c.skeletons[skeleton] = e.path
-	c.templates = append(c.templates, placedTemplate{e.value, e.path, family.name, t, version})
+	c.templates = append(c.templates, placedTemplate{e.value, e.path, family.name, t, version, scanned})
 }
 
 // check compares what a whole-family removal scans for with the keys that must
 // survive it: version keys (without one, a reader would go back to entries of long
 // ago) and the daemon's own.
 func (c *collisions) check() {
-	control := []token{}
-	for _, b := range []byte(c.p.file.Redis.Prefix) {
-		control = append(control, token{lit: b})
-	}
-	control = append(control, token{any: true})
+	control := controlKeys(c.p.file.Redis.Prefix)
 	for _, t := range c.templates {
-		if len(t.tmpl.vars) == 0 {
+		if len(t.tmpl.vars) == 0 || !t.scanned {
 			continue
 		}
 		glob := tokens(t.tmpl, true)
 		if meet(glob, control) {
-			c.p.fault(t.node, t.path, fmt.Sprintf("begin the template with a fixed part of its own, such as %q, or change redis.prefix", t.family+":"),
-				"removing the whole family would look for %q, which matches control keys (%s...)", clip(t.tmpl.Pattern(nil)), clip(c.p.file.Redis.Prefix))
+			t.reaches(c.p, "the daemon's own keys under redis.prefix")
 			continue
 		}
 		for _, v := range c.templates {
-			if v.version && v.path != t.path && meet(glob, tokens(v.tmpl, false)) {
-				c.p.fault(t.node, t.path, fmt.Sprintf("begin the template with a fixed part of its own, such as %q", t.family+":"),
-					"removing the whole family would look for %q, which matches version keys of %s", clip(t.tmpl.Pattern(nil)), v.family)
+			if v.version && !t.version && meet(glob, tokens(v.tmpl, false)) {
+				t.reaches(c.p, "version keys of "+v.family)
 				break
 			}
 		}
 	}
+}
+
+func (t placedTemplate) reaches(p *parser, what string) {
+	pattern := "its pattern"
+	if t.node.Value == t.tmpl.String() { // not from a variable
+		pattern = fmt.Sprintf("the pattern %q", clip(t.tmpl.Pattern(nil)))
+	}
+	p.fault(t.node, t.path, fmt.Sprintf("begin the template with a fixed part of its own, such as %q", clip(t.family)+":"),
+		"removing the whole family scans for %s, which matches %s", pattern, what)
+}
+
+// controlKeys are the daemon's own, of any slot.
+func controlKeys(prefix string) []token {
+	var list []token
+	for _, b := range []byte(prefix + "source:{") {
+		list = append(list, token{lit: b})
+	}
+	return append(list, token{value: true}, token{lit: '}'})
 }

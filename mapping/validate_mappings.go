@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	mappingHint = "- table: public.users\n      keys: [user]"
+	mappingHint = "mappings: [{table: public.users, keys: [user]}]"
 	// reservedMessages begin with this: the daemon sends them itself.
 	reservedMessages = "cdc_invalidator."
 	maxIdentifier    = 63 // bytes of a Postgres name
 )
 
 func (p *parser) parseMappings(root object) {
-	e, ok := root.need("mappings", "mappings:\n    "+mappingHint)
+	e, ok := root.need("mappings", mappingHint)
 	if !ok {
 		return
 	}
@@ -40,6 +40,7 @@ func (p *parser) parseMappings(root object) {
 		if _, known := p.families[n.Value]; known && !used[n.Value] {
 			p.fault(n, join(families.path, n.Value), "name it in the keys of a mapping, or remove it",
 				"no mapping uses the family %s, so its keys would never be invalidated", clip(n.Value))
+			used[n.Value] = true // said once
 		}
 	}
 }
@@ -212,18 +213,18 @@ func (p *parser) parseUses(e entry, m *MappingSpec, isMessage bool, used map[str
 	if !ok {
 		return
 	}
+	seen := map[string]bool{}
 	for _, e := range items {
 		u := p.parseUse(e, isMessage, used)
 		if u == nil {
 			continue
 		}
 		u.Line, u.Col = e.value.Line, e.value.Column
-		for _, other := range m.Keys {
-			if other.Family == u.Family && other.ForEach == u.ForEach && maps.Equal(other.Vars, u.Vars) {
-				p.fault(e.value, e.path, "remove one of them", "the same keys of %s are here twice", clip(u.Family))
-				break
-			}
+		id := fmt.Sprintf("%s %q %q", u.Family, u.Vars, u.ForEach)
+		if seen[id] {
+			p.fault(e.value, e.path, "remove one of them", "the same keys of %s are here twice", clip(u.Family))
 		}
+		seen[id] = true
 		m.Keys = append(m.Keys, u)
 	}
 }

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+// validation is what `validate --json` prints for each file.
+type validation struct {
+	File       string         `json:"file"`
+	OK         bool           `json:"ok"`
+	Faults     mapping.Faults `json:"faults"`
+	NotInForce mapping.Faults `json:"not_in_force"` // valid, but refused by `run` of this version
+	Families   int            `json:"families,omitempty"`
+	Tables     int            `json:"tables,omitempty"`
+}
+
+func newValidateCommand(a *app) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "validate FILE...",
+		Short: "Check mappings files, without a network",
+		Long: `Reads mappings files and says all that is wrong with them at once, each with
+file:line:col, the line, and what would be right. Nothing is connected to: whether
+the tables and columns are there is checked by run, when it starts.
+
+Variables that source.url and redis.url refer to may be unset here; run needs them.
+What this version understands but does not do yet counts as wrong, because run
+refuses it.
+
+Exits with 0 if all files are right, with 78 if not.`,
+		Example: `  cdc-invalidator validate mappings.yaml
+  cdc-invalidator validate --json mappings.yaml | jq '.[].faults'`,
+		Args: cobra.MinimumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+		},
+		RunE: func(_ *cobra.Command, files []string) error {
+			results := make([]validation, len(files))
+			bad := false
+			for i, file := range files {
+				results[i] = validate(file)
+				bad = bad || !results[i].OK
+			}
+			if err := a.printValidations(results, asJSON); err != nil {
+				return err
+			}
+			if bad {
+				return &ExitError{Code: exitConfig}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON: a list with an object for each file")
+	return cmd
+}
+
+func validate(path string) validation {
+	v := validation{File: path, Faults: mapping.Faults{}, NotInForce: mapping.Faults{}}
+	fail := func(err error) validation {
+		if path := (*fs.PathError)(nil); errors.As(err, &path) {
+			err = path.Err // the path is in front already
+		}
+		v.Faults = append(v.Faults, mapping.Fault{File: path, Message: err.Error()})
+		return v
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fail(err)
+	}
+	file, err := mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	if err != nil {
+		if !errors.As(err, &v.Faults) {
+			return fail(err)
+		}
+		return v
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		return fail(err)
+	}
+	v.NotInForce = append(v.NotInForce, file.NotInForce()...)
+	v.OK = len(v.NotInForce) == 0
+	v.Families, v.Tables = len(plan.Families()), len(plan.Tables())
+	return v
+}
+
+func (a *app) printValidations(results []validation, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(results)
+	}
+	for _, v := range results {
+		for _, f := range append(v.Faults, v.NotInForce...) {
+			if _, err := fmt.Fprintln(a.stdout, f); err != nil {
+				return err
+			}
+		}
+		verdict := fmt.Sprintf("ok, %d families, %d tables", v.Families, v.Tables)
+		if n := len(v.Faults) + len(v.NotInForce); n == 1 {
+			verdict = "1 fault"
+		} else if n > 1 {
+			verdict = fmt.Sprintf("%d faults", n)
+		}
+		if _, err := fmt.Fprintf(a.stdout, "%s: %s\n", v.File, verdict); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -30,7 +30,8 @@ help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/cdc-invalidator, static
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/cdc-invalidator
+	@echo "building $(BIN) $(VERSION)"
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/cdc-invalidator
 
 demo: build ## show it at work on servers of its own, for 20 s (ARGS='--duration 1m')
 	@scripts/setup-servers.sh

@@ -103,12 +103,11 @@ func (d *demo) report(ctx context.Context, conn *pgx.Conn, worked time.Duration)
 
 // Print writes the report for people.
 func (r *Report) Print(w io.Writer) {
-	seconds := r.Worked.Seconds()
 	fmt.Fprintf(w, `
   %.1f s of work
     writers          %s transactions committed, %s rolled back
     readers          %s reads, %.1f %% hits; %s late fills refused
-    daemon           %s transactions, %s rows, %s keys invalidated (%s rows/s)
+    daemon           %s transactions, %s rows, %s keys invalidated
     commit to deleted  p50 %s   p99 %s   max %s
 
   every cached value compared with its row
@@ -116,10 +115,10 @@ func (r *Report) Print(w io.Writer) {
     without                 stale: %s of %s (%.1f %%)
 
 `,
-		seconds,
+		r.Worked.Seconds(),
 		group(r.Committed), group(r.Undone),
 		group(r.Reads), percent(r.Hits, r.Reads), group(r.Refused),
-		group(int64(r.Transactions)), group(int64(r.Rows)), group(int64(r.Keys)), group(int64(float64(r.Rows)/max(seconds, 0.001))),
+		group(int64(r.Transactions)), group(int64(r.Rows)), group(int64(r.Keys)),
 		millis(r.Latency.P50), millis(r.Latency.P99), millis(r.Latency.Max),
 		group(int64(r.Stale)), group(int64(r.Cached)),
 		group(int64(r.ControlStale)), group(int64(r.ControlCached)), percent(int64(r.ControlStale), int64(r.ControlCached)))

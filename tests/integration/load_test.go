@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
 // The tests of failures cache the version v of each row of items under its id. A
@@ -387,4 +389,34 @@ func itemsWorld(t testing.TB, rows int) *world {
 	t.Helper()
 	db, rdb := servertest.Postgres(t), servertest.Redis(t)
 	return newWorldOn(t, db.URL, rdb.URL, itemsSchema(rows), itemsMappings)
+}
+
+// replayWindow changes for how long the source keeps what is applied.
+func (w *world) replayWindow(d string) { w.reconfigure("replay_window: 2s", "replay_window: "+d) }
+
+// reconfigure edits the mappings file.
+func (w *world) reconfigure(from, to string) {
+	w.t.Helper()
+	b, err := os.ReadFile(w.config)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	s := strings.Replace(string(b), from, to, 1)
+	if s == string(b) {
+		w.t.Fatalf("the file has no %q", from)
+	}
+	if err := os.WriteFile(w.config, []byte(s), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// appliedAll says whether everything that was committed before the call is applied.
+func (w *world) appliedAll() bool {
+	w.t.Helper()
+	now, err := lsn.Parse(query[string](w, "SELECT pg_current_wal_insert_lsn()::text"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	end, err := lsn.ParseHex(w.control()["end"])
+	return err == nil && end >= now
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -67,18 +68,21 @@ type parser struct {
 	families map[string]*KeySpec // the same
 }
 
+// lineBreak is what YAML counts as one, so that its lines are found again.
+var lineBreak = regexp.MustCompile("\r\n|[\r\n\u0085\u2028\u2029]")
+
 // load returns the document's root, or nil after a fault.
 func (p *parser) load(data []byte) *yaml.Node {
 	if len(data) > maxFileSize {
 		p.add(Fault{Message: fmt.Sprintf("the file has %d bytes; at most %d are read", len(data), maxFileSize)})
 		return nil
 	}
-	for i, line := range bytes.Split(data, []byte("\n")) {
-		if !utf8.Valid(line) {
+	p.lines = lineBreak.Split(string(data), -1)
+	for i, line := range p.lines {
+		if !utf8.ValidString(line) {
 			p.add(Fault{Line: i + 1, Col: 1, Message: "the text is not UTF-8", Hint: "save the file in the encoding UTF-8"})
 			return nil
 		}
-		p.lines = append(p.lines, strings.TrimSuffix(string(line), "\r"))
 	}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))
 	if err != nil {

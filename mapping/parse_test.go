@@ -338,7 +338,7 @@ func FuzzParse(f *testing.F) {
 			if !errors.As(err, &faults) || len(faults) == 0 || file != nil {
 				t.Fatalf("%T: %v", err, err)
 			}
-			lines := strings.Count(string(data), "\n") + 1
+			lines := len(lineBreak.Split(string(data), -1))
 			for _, fault := range faults {
 				if fault.Line < 1 && len(data) < maxFileSize || fault.Line > lines || fault.Message == "" {
 					t.Fatalf("%+v", fault)

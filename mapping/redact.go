@@ -3,6 +3,8 @@ package mapping
 import (
 	"regexp"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -36,17 +38,27 @@ func (p *parser) excerpt(line int) string {
 	}
 	for _, n := range p.secrets {
 		switch value := strings.TrimSpace(n.Value); {
+		case n.Line > len(p.lines):
+			return redacted // never seen; where it stands is not known
 		case line >= n.Line && line < p.after(n) && !strings.Contains(p.lines[n.Line-1], value):
 			return redacted // over several lines, or with escapes
 		case value != "" && !strings.Contains(value, "://") && !strings.Contains(value, "${"):
 			text = strings.ReplaceAll(text, value, redacted) // no URL, so any part may be the secret
 		}
 	}
-	text = redact(text)
+	text = strings.Map(printable, redact(text))
 	if r := []rune(text); len(r) > maxExcerpt {
 		text = string(r[:maxExcerpt]) + "..."
 	}
 	return text
+}
+
+// printable keeps a file from steering the terminal that shows its faults.
+func printable(r rune) rune {
+	if unicode.IsPrint(r) || r == utf8.RuneError {
+		return r
+	}
+	return ' '
 }
 
 // after is the line of the first node that begins below a node's first line.

@@ -95,6 +95,7 @@ needed is not there, 78 the configuration must be mended first.`,
 
 	root.AddCommand(
 		newDemoCommand(a),
+		newExplainCommand(a),
 		newRunCommand(a),
 		newValidateCommand(a),
 		newVersionCommand(a),

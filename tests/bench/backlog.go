@@ -166,9 +166,7 @@ func (b *bench) backlog(ctx context.Context, w workload) error {
 				}
 			}
 			results[i] = append(results[i], u)
-			if _, err := b.conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, slots[i][run]); err != nil {
-				return err
-			}
+			b.dropSlot(slots[i][run])
 		}
 	}
 	printBacklog(w, clients, results)

@@ -1,0 +1,268 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+type explainFlags struct {
+	config, table, action string
+	before, after         string // JSON
+	identity              []string
+	json                  bool
+}
+
+func newExplainCommand(a *app) *cobra.Command {
+	var f explainFlags
+	cmd := &cobra.Command{
+		Use:   "explain --config FILE --table TABLE --action ACTION [--old JSON] [--new JSON]",
+		Short: "Show what a change would invalidate, and why",
+		Long: `Takes a change through the mappings without any server and shows each step: which
+mappings count it, what their predicates say, which image gives which key, what is
+widened because a value would not be in the log, and what keeps each invalidation
+inside of its tenant.
+
+--old and --new are the row before and after, as JSON objects of columns. An insert has
+--new only, a delete --old only. A column that --new leaves out stands for a TOASTed
+value that the update did not change.
+
+--identity is the table's replica identity: full (the default here), or the columns of
+the key or index that it is, which is all that the log then carries of the old row.`,
+		Example: `  cdc-invalidator explain --config mappings.yaml --table public.users --action update \
+    --old '{"id": 1, "tenant_id": 7, "email": "a@x"}' --new '{"id": 1, "tenant_id": 7, "email": "b@x"}'
+  cdc-invalidator explain -c mappings.yaml --table public.users --action delete --identity id --old '{"id": 1}' --json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return runExplain(a, f) },
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.config, "config", "c", "", "the mappings file")
+	fl.StringVar(&f.table, "table", "", "schema.table")
+	fl.StringVar(&f.action, "action", "", "insert, update or delete")
+	fl.StringVar(&f.before, "old", "", "the row before, a JSON object")
+	fl.StringVar(&f.after, "new", "", "the row after, a JSON object")
+	fl.StringSliceVar(&f.identity, "identity", []string{"full"}, "full, or the columns of the replica identity")
+	fl.BoolVar(&f.json, "json", false, "print JSON")
+	_ = cmd.MarkFlagFilename("config", "yaml", "yml")
+	_ = cmd.RegisterFlagCompletionFunc("action", cobra.FixedCompletions([]string{"insert", "update", "delete"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func runExplain(a *app, f explainFlags) error {
+	if f.config == "" || f.table == "" || f.action == "" {
+		return usageErrorf("--config, --table and --action are needed")
+	}
+	data, err := os.ReadFile(f.config)
+	if err != nil {
+		return fmt.Errorf("read the mappings: %w", err)
+	}
+	// No server is asked, so their URLs need not be there.
+	file, err := mapping.Parse(f.config, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	if err != nil {
+		return err
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		return err
+	}
+	schema, table, ok := strings.Cut(f.table, ".")
+	if !ok {
+		return usageErrorf("--table %s: name the schema too, for example public.%s", f.table, f.table)
+	}
+	i := slices.IndexFunc(plan.Tables(), func(u mapping.TableUse) bool { return u.Schema == schema && u.Table == table })
+	if i < 0 {
+		var known []string
+		for _, u := range plan.Tables() {
+			known = append(known, u.Schema+"."+u.Table)
+		}
+		return usageErrorf("--table %s: no mapping is for this table; the mapped ones are %s", f.table, strings.Join(known, ", "))
+	}
+	rel, ch, err := exampleChange(f, plan.Tables()[i])
+	if err != nil {
+		return err
+	}
+	explanations := plan.Bind(rel).Explain(ch)
+	if f.json {
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(explanations)
+	}
+	printExplanations(a.stdout, f, explanations)
+	return nil
+}
+
+// exampleChange builds the change as the log would carry it.
+func exampleChange(f explainFlags, use mapping.TableUse) (*decoder.Relation, *decoder.Change, error) {
+	ch := &decoder.Change{}
+	needOld, needNew := true, true
+	switch f.action {
+	case "insert":
+		ch.Action, needOld = decoder.Insert, false
+	case "update":
+		ch.Action = decoder.Update
+	case "delete":
+		ch.Action, needNew = decoder.Delete, false
+	default:
+		return nil, nil, usageErrorf("--action %s: want insert, update or delete", f.action)
+	}
+	before, err := jsonRow("--old", f.before, needOld, f.action)
+	if err != nil {
+		return nil, nil, err
+	}
+	after, err := jsonRow("--new", f.after, needNew, f.action)
+	if err != nil {
+		return nil, nil, err
+	}
+	rel := &decoder.Relation{ID: 1, Namespace: use.Schema, Name: use.Table, ReplicaIdentity: decoder.IdentityIndex}
+	full := slices.Equal(f.identity, []string{"full"})
+	if full {
+		rel.ReplicaIdentity = decoder.IdentityFull
+	}
+	names := slices.Clone(use.Columns)
+	for _, row := range []map[string]any{before, after} {
+		for name := range row {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	identityChanged := false
+	for _, name := range slices.Compact(names) {
+		key := full || slices.Contains(f.identity, name)
+		old, oldGiven := before[name]
+		value, newGiven := after[name]
+		if needOld && key && !oldGiven {
+			return nil, nil, usageErrorf("--old lacks column %s, which is in the replica identity; give it, or null", name)
+		}
+		if ch.Action == decoder.Insert && !newGiven {
+			return nil, nil, usageErrorf("--new lacks column %s; give it, or null", name)
+		}
+		sample := value
+		if sample == nil {
+			sample = old
+		}
+		rel.Columns = append(rel.Columns, decoder.Column{Name: name, Key: key, TypeOID: typeOf(sample)})
+		oldValue, newValue := textValue(old, oldGiven), textValue(value, newGiven)
+		ch.Old, ch.New = append(ch.Old, oldValue), append(ch.New, newValue)
+		if key && newGiven && (oldValue.Kind != newValue.Kind || string(oldValue.Data) != string(newValue.Data)) {
+			identityChanged = true
+		}
+	}
+	switch {
+	case !needOld:
+		ch.Old = nil
+	case full:
+		ch.OldKind = decoder.OldFull
+	case ch.Action == decoder.Delete || identityChanged:
+		ch.OldKind = decoder.OldKey
+	default:
+		ch.OldKind, ch.Old = decoder.OldNone, nil // as the server does: the identity did not change
+	}
+	if !needNew {
+		ch.New = nil
+	}
+	return rel, ch, nil
+}
+
+func jsonRow(flag, text string, wanted bool, action string) (map[string]any, error) {
+	switch {
+	case !wanted && text != "":
+		return nil, usageErrorf("%s does not go with --action %s", flag, action)
+	case !wanted:
+		return nil, nil
+	case text == "":
+		return nil, usageErrorf("--action %s needs %s, a JSON object of columns", action, flag)
+	}
+	var row map[string]any
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	if err := d.Decode(&row); err != nil || row == nil || d.More() {
+		return nil, usageErrorf("%s is not a JSON object of columns", flag)
+	}
+	return row, nil
+}
+
+// typeOf guesses a column's type from its JSON value, for predicates.
+func typeOf(v any) uint32 {
+	switch v := v.(type) {
+	case bool:
+		return 16
+	case json.Number:
+		if strings.ContainsAny(v.String(), ".eE") {
+			return 1700
+		}
+		return 20
+	}
+	return 25
+}
+
+func textValue(v any, given bool) decoder.Value {
+	switch v := v.(type) {
+	case nil:
+		if !given {
+			return decoder.Value{Kind: decoder.Unchanged}
+		}
+		return decoder.Value{Kind: decoder.Null}
+	case bool:
+		if v {
+			return decoder.Value{Kind: decoder.Text, Data: []byte("t")}
+		}
+		return decoder.Value{Kind: decoder.Text, Data: []byte("f")}
+	case string:
+		return decoder.Value{Kind: decoder.Text, Data: []byte(v)}
+	case json.Number:
+		return decoder.Value{Kind: decoder.Text, Data: []byte(v)}
+	}
+	data, _ := json.Marshal(v) // a json column; it was just decoded
+	return decoder.Value{Kind: decoder.Text, Data: data}
+}
+
+func printExplanations(w io.Writer, f explainFlags, all []mapping.Explanation) {
+	fmt.Fprintf(w, "%s of %s, replica identity %s\n", f.action, f.table, strings.Join(f.identity, ","))
+	for _, x := range all {
+		fmt.Fprintf(w, "\n%s (%s:%d)\n", x.Mapping, f.config, x.Line)
+		if x.Predicate != "" {
+			fmt.Fprintf(w, "  predicate  %s: %s\n", x.Predicate, x.Verdict)
+		}
+		if x.Error != "" {
+			fmt.Fprintf(w, "             %s\n", x.Error)
+		}
+		if !x.Counts {
+			fmt.Fprintf(w, "  does not count: %s\n", x.Because)
+			continue
+		}
+		if x.Because != "" {
+			fmt.Fprintf(w, "  counts: %s\n", x.Because)
+		}
+		for _, k := range x.Keys {
+			what := k.Key
+			switch k.Op {
+			case "purge":
+				what = "the whole family"
+				if k.Tenant != nil {
+					what += " of the tenant"
+				}
+			case "lookup":
+				what = k.SQL
+			}
+			fmt.Fprintf(w, "  %-7s %s  %s  (%s image, class %s; %s)\n", k.Op, k.Family, what, k.Image, k.Class, k.Guard)
+			for i, p := range k.Params {
+				if p == nil {
+					fmt.Fprintf(w, "          $%d = NULL\n", i+1)
+				} else {
+					fmt.Fprintf(w, "          $%d = %s\n", i+1, *p)
+				}
+			}
+		}
+		for _, reason := range x.Widened {
+			fmt.Fprintf(w, "  widened: %s\n", reason)
+		}
+	}
+}

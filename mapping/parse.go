@@ -156,8 +156,13 @@ func (p *parser) finish(faults Faults) Faults {
 	slices.SortStableFunc(faults, func(a, b Fault) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
 	})
+	excerpts := map[int]string{}
 	for i := range faults {
-		faults[i].Excerpt = p.excerpt(faults[i].Line)
+		line := faults[i].Line
+		if _, ok := excerpts[line]; !ok {
+			excerpts[line] = p.excerpt(line)
+		}
+		faults[i].Excerpt = excerpts[line]
 	}
 	return faults
 }

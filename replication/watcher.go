@@ -230,6 +230,10 @@ func (w *CatalogWatcher) session(ctx context.Context) (progress bool, err error)
 func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	w.mu.Lock()
 	tables, known, waiting := w.tables, w.state, w.wait
+	select {
+	case <-w.look: // asked for before this look, which answers it
+	default:
+	}
 	w.mu.Unlock()
 	began := time.Now()
 	now, err := readCatalogState(ctx, conn, w.o.Publication, tables)
@@ -253,7 +257,9 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 		}
 		for _, u := range recheck {
 			for _, f := range findingsOf(findings, u) {
-				if f.Severity == SeverityFatal {
+				// The first is the one to mend first: a table that is gone is in no
+				// publication either, and cannot be added to it.
+				if _, have := fatal[tableKey(u)]; !have && f.Severity == SeverityFatal {
 					fatal[tableKey(u)] = f
 				}
 			}
@@ -310,6 +316,11 @@ func tableKey(u mapping.TableUse) string { return qualified(u.Schema, u.Table) }
 var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged}
 
 const digestLen = 16 // bytes kept of each SHA-256
+
+// ReadCatalogState is what a watcher's look would find now, for a Baseline.
+func ReadCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {
+	return readCatalogState(ctx, conn, publication, tables)
+}
 
 // readCatalogState asks the one question of a look.
 func readCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {

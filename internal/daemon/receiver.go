@@ -138,6 +138,8 @@ func (r *receiver) handle(data []byte) error {
 		if r.skipping {
 			return nil
 		}
+		// A plan that came while nothing did is in force for this one already.
+		r.reload()
 		r.tx = ordering.Txn{XID: m.Begin.XID, CommitLSN: m.Begin.CommitLSN, CommitTime: m.Begin.CommitTime}
 		r.beat = time.Time{}
 		r.queue.Begin(r.tx)

@@ -42,7 +42,11 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			pause.Reset()
 		}
 		next := pause.NextBackOff()
-		d.health.set(conditionStreaming, false, err.Error(), fixFor(conditionStreaming))
+		fix := fixFor(conditionStreaming)
+		if config != nil && config.Fix != "" {
+			fix = config.Fix
+		}
+		d.health.set(conditionStreaming, false, err.Error(), fix)
 		d.log.Warn("not streaming", "error", err, "retry_in", next.Round(time.Millisecond))
 		timer := time.NewTimer(next)
 		select {
@@ -113,11 +117,17 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 		}
 		defer func() { _ = stream.Close() }()
 	}
+	// What the catalogs say is noted before the state becomes ok: DDL that the log is
+	// silent about must not fall between that and the watcher's own first look.
+	catalog, err := replication.ReadCatalogState(ctx, control, d.file.Source.Publication.Name, d.plan.Load().Tables())
+	if err != nil {
+		return false, err
+	}
 	skip, err := d.resume(ctx, control, setup, stored)
 	if err != nil {
 		return false, err
 	}
-	return true, d.pump(ctx, stream, setup, skip)
+	return true, d.pump(ctx, stream, setup, catalog, skip)
 }
 
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
@@ -238,7 +248,7 @@ func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) e
 
 // pump streams until ctx ends or something changes. What was queued by then is
 // applied, checkpointed and confirmed before it returns.
-func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup replication.SetupResult, skip lsn.LSN) error {
+func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup replication.SetupResult, catalog replication.CatalogState, skip lsn.LSN) error {
 	queue := ordering.NewQueue(ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: skip, EndLSN: setup.Slot.ConfirmedLSN})
 	window := ordering.NewWindow(d.file.Redis.ReplayWindow)
 	plan := d.plan.Load()
@@ -248,7 +258,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 		plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}
 	a := &applier{d: d, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
-	watcher := d.newWatcher(plan, queue)
+	watcher := d.newWatcher(plan, queue, catalog)
 
 	// Everything but the applier ends with streamCtx; the applier ends when the
 	// queue is closed and empty, or, when Redis is away for good, with applyCtx.

@@ -60,8 +60,8 @@ func (d *daemon) findings(list []replication.Finding) {
 }
 
 // newWatcher watches the mapped tables for DDL that the log is silent about.
-func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue) *replication.CatalogWatcher {
-	var baseline replication.CatalogState
+// Changes count from baseline on, or from where the session before left off.
+func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline replication.CatalogState) *replication.CatalogWatcher {
 	if before := d.watcher.Load(); before != nil {
 		baseline = before.State() // what changed between two sessions is a change too
 	}

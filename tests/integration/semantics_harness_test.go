@@ -70,20 +70,34 @@ func (w *world) get(key string) string {
 // logged counts the lines of the daemon's log that have the text.
 func (p *process) logged(text string) int { return strings.Count(p.log.String(), text) }
 
-// silently runs DDL that the log says nothing of, and waits until the catalog
-// watcher has seen it, after which the next settle covers what it did.
-func (w *world) silently(p *process, sql ...string) {
+// silently runs DDL that the log says nothing of, and waits until gone, which it
+// caches before, is gone: one key of each family that the table maps to, so that
+// the purge of all of them is over.
+func (w *world) silently(p *process, gone []string, sql ...string) {
 	w.t.Helper()
-	const seen = "a mapped table's definition changed"
-	before := p.logged(seen)
+	w.put(gone...)
 	w.exec(sql...)
-	w.eventually("the catalog watcher has seen "+strings.Join(sql, "; "), func() bool {
+	w.eventually(strings.Join(gone, " and ")+" are gone after "+strings.Join(sql, "; "), func() bool {
 		if p.ended() {
 			w.t.Fatalf("the daemon ended: %v\n%s", p.err, p.log.String())
 		}
-		return p.logged(seen) > before
+		return !slices.ContainsFunc(gone, w.cachedNow)
 	})
+	// A purge is over when what came after it is applied.
+	w.exec(`SELECT pg_logical_emit_message(true, 'test.after', '')`)
+	w.settle(p)
 }
+
+// looked waits until the watcher has reported n changes more than before, and
+// until what it did about them is over.
+func (w *world) looked(p *process, before, n int) {
+	w.t.Helper()
+	w.eventually("the catalog watcher has reported", func() bool { return p.logged(definitionChanged) >= before+n })
+	w.exec(`SELECT pg_logical_emit_message(true, 'test.after', '')`)
+	w.settle(p)
+}
+
+const definitionChanged = "a mapped table's definition changed"
 
 // startHTTP starts the daemon with its status pages, and returns their address.
 func (w *world) startHTTP() (*process, string) {
@@ -160,4 +174,13 @@ func writeFile(t testing.TB, path, content string) {
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// withPublication puts the publication's name where a statement has %s.
+func (w *world) withPublication(sql []string) []string {
+	out := make([]string, len(sql))
+	for i, s := range sql {
+		out[i] = strings.ReplaceAll(s, "%s", w.slot+"_pub")
+	}
+	return out
 }

@@ -27,6 +27,7 @@ type Batch struct {
 	txns    []Txn    // transactions with entries here, in commit order
 	lookups int
 	urgent  bool // something in it is not being removed early
+	waiting []chan struct{}
 	highest lsn.LSN
 
 	// seed is drawn per batch: keys are chosen by those who write rows, and they
@@ -168,6 +169,14 @@ func (b *Batch) Full() bool {
 	return len(b.entries) >= maxEntries || len(b.arena) >= maxArena || len(b.txns) >= maxEntries
 }
 
+// Applied tells those who wait for it that all of the batch is applied.
+func (b *Batch) Applied() {
+	for _, c := range b.waiting {
+		close(c)
+	}
+	b.waiting = nil
+}
+
 // reset empties the batch for reuse; one that grew beyond its bounds gives its
 // memory back.
 func (b *Batch) reset() {
@@ -179,7 +188,7 @@ func (b *Batch) reset() {
 	b.entries, b.arena, b.txns = b.entries[:0], b.arena[:0], b.txns[:0]
 	clear(b.index)
 	b.lookups, b.highest, b.complete, b.position, b.stats = 0, 0, false, Position{}, Stats{}
-	b.freshAsOf, b.urgent = time.Time{}, false
+	b.freshAsOf, b.urgent, b.waiting = time.Time{}, false, nil
 }
 
 func (b *Batch) hash(inv *mapping.Invalidation, lookupID string) uint32 {

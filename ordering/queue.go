@@ -134,8 +134,14 @@ func (q *Queue) AddPatient(inv *mapping.Invalidation) { q.fill.Add(&q.tx, inv) }
 
 // AddUngated puts in invalidations that belong to no transaction: of a
 // non-transactional message, or of something that is known to be visible
-// already. at is where in the log they stand; 0 is "now": after everything seen so far.
-func (q *Queue) AddUngated(at lsn.LSN, when time.Time, invs []mapping.Invalidation) {
+// already. at is where in the log they stand; 0 is "now": after everything seen so
+// far. The channel is closed once they are applied, and never if the session fails.
+func (q *Queue) AddUngated(at lsn.LSN, when time.Time, invs []mapping.Invalidation) (applied <-chan struct{}) {
+	c := make(chan struct{})
+	if len(invs) == 0 {
+		close(c)
+		return c
+	}
 	if at == 0 {
 		// Version keys move for a higher position only, so two in a row must differ.
 		// The next commit's position is further away than a handful of these.
@@ -147,6 +153,8 @@ func (q *Queue) AddUngated(at lsn.LSN, when time.Time, invs []mapping.Invalidati
 		q.fill.Add(&tx, &invs[i])
 	}
 	q.fill.urgent = true
+	q.fill.waiting = append(q.fill.waiting, c)
+	return c
 }
 
 // Full says that the filling side must wait on Space before it adds more.

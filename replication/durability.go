@@ -15,6 +15,6 @@ func LosesCommits(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		SELECT current_setting('synchronous_commit') = 'off'
 		    OR EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) c
 		               WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-		                 AND c = 'synchronous_commit=off')`).Scan(&loses)
+		                 AND lower(c) IN ('synchronous_commit=off', 'synchronous_commit=false', 'synchronous_commit=no', 'synchronous_commit=0'))`).Scan(&loses)
 	return loses, serverError("ask for synchronous_commit", err, "")
 }

@@ -157,6 +157,23 @@ func (w *CatalogWatcher) State() CatalogState {
 	return maps.Clone(w.state)
 }
 
+// Distrusting says whether there is any table whose changes cannot be trusted.
+func (w *CatalogWatcher) Distrusting() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.fatal) > 0
+}
+
+// Distrusts says whether the log may keep something of this table's changes to
+// itself: rows of a partition without the identity that the root has, say. Each
+// change of the table must then count as one of all its rows.
+func (w *CatalogWatcher) Distrusts(schema, table string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, bad := w.fatal[qualified(schema, table)]
+	return bad
+}
+
 // Status is not OK when there was no look for too long, or when what the last
 // one found is not fit to be followed.
 func (w *CatalogWatcher) Status() Status {

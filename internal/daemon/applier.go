@@ -77,6 +77,7 @@ func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
 		}
 		failpoint.Hit(failpoint.Applied)
 	}
+	b.Applied()
 	if p, ok := b.Position(); ok {
 		if f := b.FreshAsOf(); !f.IsZero() {
 			a.freshAsOf = f

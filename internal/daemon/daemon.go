@@ -18,7 +18,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -130,7 +129,7 @@ func newDaemon(o Options) (*daemon, error) {
 		Logger: o.Logger, Registerer: o.Registry,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("redis.url: %w", err)
+		return nil, &replication.ConfigError{Op: "open redis", Problem: "redis.url cannot be used", Err: err}
 	}
 	d.heartbeat = replication.NewHeartbeat(replication.HeartbeatOptions{
 		Connect:  d.connectFor("heartbeat"),

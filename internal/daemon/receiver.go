@@ -27,6 +27,9 @@ type receiver struct {
 	// Transactions at or below skip were applied before this attachment.
 	skip lsn.LSN
 
+	watcher     *replication.CatalogWatcher
+	distrusting bool // there are tables whose changes do not tell all
+
 	plan   *mapping.Plan
 	tables map[*decoder.Relation]*mapping.Table
 	byID   map[uint32]*decoder.Relation // as last described, to notice DDL
@@ -69,6 +72,7 @@ func (r *receiver) farewell() error {
 // drain handles everything that is buffered, with the queue locked but for the
 // times when it is full.
 func (r *receiver) drain(ctx context.Context) error {
+	r.distrusting = r.watcher.Distrusting()
 	r.queue.Lock()
 	locked := true
 	defer func() {
@@ -130,7 +134,11 @@ func (r *receiver) handle(data []byte) error {
 			return nil
 		}
 		r.out.Reset()
-		r.table.Map(&m.Change, &r.out)
+		if r.distrusting && r.watcher.Distrusts(rel.Namespace, rel.Name) {
+			r.table.Invalidate(&r.out)
+		} else {
+			r.table.Map(&m.Change, &r.out)
+		}
 		r.add()
 	case decoder.KindBegin:
 		r.stream.Committed(m.Begin.CommitTime)

@@ -76,5 +76,9 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	d.findings(result.Findings)
 	d.plan.Store(plan)
+	// A session that began meanwhile made its watcher from the old plan.
+	if w := d.watcher.Load(); w != nil {
+		w.Watch(plan.Tables())
+	}
 	return nil
 }

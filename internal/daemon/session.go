@@ -123,7 +123,15 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	skip, err := d.resume(ctx, control, setup, stored)
+	skip, resumed, err := d.resume(ctx, control, setup, stored)
+	if err != nil {
+		return false, err
+	}
+	if resumed {
+		catalog, err = d.knownCatalog(ctx, catalog)
+	} else {
+		err = d.sink.SaveCatalog(ctx, catalog)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -158,26 +166,26 @@ func (d *daemon) setupOptions(plan *mapping.Plan) replication.SetupOptions {
 // resume decides whether the stored checkpoint proves that the slot still holds
 // everything which Redis has not got. If so, it returns the position up to which
 // transactions can be skipped. If not, that is a gap: it is published first, then
-// every mapped family is purged, and counting begins anew.
-func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (lsn.LSN, error) {
+// every mapped family is purged, and counting begins anew. resumed says which.
+func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (skip lsn.LSN, resumed bool, err error) {
 	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: encodeEpoch(setup.Epoch)}
 	gap, err := d.gap(ctx, control, setup, stored)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	switch {
 	case gap == "" && stored.Found:
 		d.log.Info("resuming", "slot", setup.Slot.Name, "confirmed", setup.Slot.ConfirmedLSN, "applied", stored.Applied)
-		return stored.Applied, d.sink.SetState(ctx, sink.StateOK, "")
+		return stored.Applied, true, d.sink.SetState(ctx, sink.StateOK, "")
 	case gap == "":
 		if err := d.sink.StartGeneration(ctx, source); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		d.log.Warn("first attachment: changes are followed from here on; what was cached before is not known to be fresh",
 			"slot", setup.Slot.Name, "from", setup.Slot.ConfirmedLSN)
 	default:
 		if err := d.purge(ctx, source, gap); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 	}
 	// Persisted before anything is acknowledged: a slot that was later replaced shows by
@@ -186,9 +194,9 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 	if err := d.sink.Checkpoint(ctx, sink.Checkpoint{
 		Position: ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: 0, EndLSN: at}, SystemID: setup.Epoch.SystemID,
 	}); err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	return 0, d.sink.SetState(ctx, sink.StateOK, "")
+	return 0, false, d.sink.SetState(ctx, sink.StateOK, "")
 }
 
 // gap says why it cannot be proved that nothing was lost, or "" when it can.
@@ -259,6 +267,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	}
 	a := &applier{d: d, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
 	watcher := d.newWatcher(plan, queue, catalog)
+	r.watcher = watcher
 
 	// Everything but the applier ends with streamCtx; the applier ends when the
 	// queue is closed and empty, or, when Redis is away for good, with applyCtx.
@@ -275,6 +284,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return d.heartbeat.Run(streamCtx) })
 	helpers.Go(func() error { return watcher.Run(streamCtx) })
 	helpers.Go(func() error { return early.Run(streamCtx) })
+	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
 
 	d.streaming(setup)
 	err := r.run(streamCtx)

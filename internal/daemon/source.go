@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -60,17 +61,13 @@ func (d *daemon) findings(list []replication.Finding) {
 }
 
 // newWatcher watches the mapped tables for DDL that the log is silent about.
-// Changes count from baseline on, or from where the session before left off.
+// Changes count from baseline on.
 func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline replication.CatalogState) *replication.CatalogWatcher {
-	if before := d.watcher.Load(); before != nil {
-		baseline = before.State() // what changed between two sessions is a change too
-	}
 	w := replication.NewCatalogWatcher(replication.WatcherOptions{
 		Connect: d.connectFor("catalog"), Publication: d.file.Source.Publication.Name,
 		Tables: plan.Tables(), Baseline: baseline,
-		OnChange: func(_ context.Context, changes []replication.CatalogChange) error {
-			d.catalogChanged(queue, changes)
-			return nil
+		OnChange: func(ctx context.Context, changes []replication.CatalogChange) error {
+			return d.catalogChanged(ctx, queue, changes)
 		},
 		Logger: d.log, Metrics: d.metrics.control,
 	})
@@ -78,18 +75,76 @@ func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline 
 	return w
 }
 
-// catalogChanged invalidates everything that the changed tables map to. The
+// catalogChanged invalidates everything that the changed tables map to, and
+// waits until that is applied: only then may the new state count as known. The
 // change was seen in the catalogs, so it is visible and needs no gate.
-func (d *daemon) catalogChanged(queue *ordering.Queue, changes []replication.CatalogChange) {
+func (d *daemon) catalogChanged(ctx context.Context, queue *ordering.Queue, changes []replication.CatalogChange) error {
 	plan := d.plan.Load()
 	var out mapping.Output
 	for _, c := range changes {
 		d.log.Warn("a mapped table's definition changed; invalidating all it maps to", "change", c.String())
+		for _, f := range c.Findings {
+			d.log.Warn(f.String(), "fix", f.Fix)
+		}
 		plan.InvalidateTable(c.Schema, c.Table, &out)
 	}
 	queue.Lock()
-	queue.AddUngated(0, d.now(), out.Invalidations)
+	applied := queue.AddUngated(0, d.now(), out.Invalidations)
 	queue.Unlock()
+	select {
+	case <-applied:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// knownCatalog is the state of the catalogs that was last acted upon, before this
+// process if need be: DDL that the log is silent about may have come while no
+// daemon ran. What cannot be known counts as changed.
+func (d *daemon) knownCatalog(ctx context.Context, now replication.CatalogState) (replication.CatalogState, error) {
+	if before := d.watcher.Load(); before != nil {
+		return before.State(), nil
+	}
+	stored, err := d.sink.LoadCatalog(ctx)
+	if err != nil || stored != nil {
+		return stored, err
+	}
+	unknown := make(replication.CatalogState, len(now))
+	for table := range now {
+		unknown[table] = "unknown"
+	}
+	return unknown, nil
+}
+
+// keepCatalog stores the state of the catalogs whenever it has been acted upon.
+func (d *daemon) keepCatalog(ctx context.Context, w *replication.CatalogWatcher) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var saved replication.CatalogState
+	save := func(ctx context.Context) {
+		state := w.State()
+		if len(state) == 0 || maps.Equal(state, saved) {
+			return
+		}
+		if err := d.sink.SaveCatalog(ctx, state); err != nil {
+			// Tried again; should it never succeed, a restart invalidates more.
+			d.log.Debug("the state of the catalogs was not stored", "error", err)
+			return
+		}
+		saved = state
+	}
+	for {
+		select {
+		case <-tick.C:
+			save(ctx)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			save(last)
+			return nil
+		}
+	}
 }
 
 func encodeEpoch(e replication.Epoch) string {

@@ -158,7 +158,7 @@ func (a *applier) connect(ctx context.Context) error {
 	}
 	q, err := replication.OpenQueryConn(ctx, a.d.file.Source.URL.Reveal(), a.epoch)
 	if err != nil {
-		if errors.Is(err, replication.ErrSourceChanged) {
+		if errors.Is(err, replication.ErrSourceChanged) || replication.RefusesSessions(err) {
 			return backoff.Permanent(err)
 		}
 		return err

@@ -68,6 +68,8 @@ type daemon struct {
 	// clockOffset is the database's clock minus ours, in nanoseconds, so that
 	// commit times can be compared with now.
 	clockOffset atomic.Int64
+	// leave ends the session that streams; nil before the first one.
+	leave atomic.Pointer[context.CancelCauseFunc]
 }
 
 // Run attaches to the slot and applies invalidations until ctx ends. Then it

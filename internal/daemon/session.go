@@ -220,6 +220,16 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	case setup.Slot.ConfirmedLSN > max(stored.Applied, stored.End):
 		return fmt.Sprintf("the slot is confirmed up to %s and Redis has applied up to %s only", setup.Slot.ConfirmedLSN, max(stored.Applied, stored.End)), nil
 	}
+	// What is written after a restore from a copy gets positions that were used
+	// before, and would be taken for applied. (Not to be seen any more once the log
+	// has grown past the old end; a restore must give the cluster a new timeline.)
+	end, err := replication.LogEnd(ctx, control)
+	if err != nil {
+		return "", err
+	}
+	if reached := max(stored.Applied, stored.End); end < reached {
+		return fmt.Sprintf("the source was taken back: its log ends at %s, and Redis has applied up to %s", end, reached), nil
+	}
 	// A crash under synchronous_commit = off takes back commits that readers saw,
 	// and sends nothing.
 	if changed, why := epochChanged(stored.Source.Epoch, setup.Epoch); changed {
@@ -271,7 +281,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 
 	// Everything but the applier ends with streamCtx; the applier ends when the
 	// queue is closed and empty, or, when Redis is away for good, with applyCtx.
-	streamCtx, stopStreaming := context.WithCancel(ctx)
+	streamCtx, leave := context.WithCancelCause(ctx)
+	d.leave.Store(&leave)
+	stopStreaming := func() { leave(nil) }
 	defer stopStreaming()
 	applyCtx, stopApplying := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopApplying()
@@ -288,6 +300,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 
 	d.streaming(setup)
 	err := r.run(streamCtx)
+	if cause := context.Cause(streamCtx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause // more telling than that it was cancelled
+	}
 	stopStreaming()
 	_ = helpers.Wait() // all return nil, always
 	queue.Close()

@@ -18,7 +18,11 @@ import (
 
 func (d *daemon) connectFor(purpose string) func(context.Context) (*pgx.Conn, error) {
 	return func(ctx context.Context) (*pgx.Conn, error) {
-		return replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), purpose)
+		conn, err := replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), purpose)
+		if leave := d.leave.Load(); leave != nil && replication.RefusesSessions(err) {
+			(*leave)(err)
+		}
+		return conn, err
 	}
 }
 

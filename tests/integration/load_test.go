@@ -420,3 +420,13 @@ func (w *world) appliedAll() bool {
 	end, err := lsn.ParseHex(w.control()["end"])
 	return err == nil && end >= now
 }
+
+// received waits until the daemon has received everything that was committed before.
+func (w *world) received() {
+	w.t.Helper()
+	now := query[string](w, "SELECT pg_current_wal_insert_lsn()::text")
+	w.eventually("the daemon has received everything up to "+now, func() bool {
+		return query[bool](w, `SELECT coalesce(bool_and(r.write_lsn >= $1::text::pg_lsn), false)
+			FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = $2`, now, w.slot)
+	})
+}

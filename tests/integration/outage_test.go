@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -238,4 +239,52 @@ func restart(t *testing.T, pg *localserver.Postgres, mode localserver.StopMode) 
 	if err := pg.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A fast shutdown ends all sessions but the walsender's, which waits until what it
+// has sent is confirmed. What the daemon can no longer see to be visible it can not
+// confirm; it has to let go, or the server would never end.
+func TestFastShutdownIsNotHeldUp(t *testing.T) {
+	w, pg, rd := privateWorld(t, 1000, nil)
+	w.replayWindow("1ms")
+	p := w.start()
+	start := query[string](w, "SELECT pg_current_wal_lsn()::text")
+	w.eventually("something is confirmed", func() bool {
+		return query[bool](w, "SELECT confirmed_flush_lsn > $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $2", start, w.slot)
+	})
+	w.cacheRows(0, 300)
+	w.update(0, 1)
+	w.settle(p) // the gate's connection is there
+	if err := rd.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// The first batch passes the gate and waits for Redis; the second is to ask later.
+	w.update(1, 2)
+	w.received()
+	w.update(2, 200)
+	w.received()
+	backends := query[[]int](w, "SELECT array_agg(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+	stopped := make(chan error, 1)
+	began := time.Now()
+	go func() { stopped <- pg.Stop(t.Context(), localserver.Fast) }()
+	w.eventually("all sessions but the walsender's have ended", func() bool {
+		return !slices.ContainsFunc(backends, func(pid int) bool { return syscall.Kill(pid, 0) == nil })
+	})
+	if err := rd.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the server took %v to stop", took.Round(time.Second))
+	}
+	if err := pg.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.reconnect()
+	w.settle(p)
+	w.wantGone(0, 200)
+	w.wantKept(200, 300)
+	p.stop()
 }

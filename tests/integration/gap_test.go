@@ -1,0 +1,242 @@
+package integration
+
+import (
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+)
+
+// wantGap starts the daemon, which must find a gap for the reason, publish it before
+// anything is purged, purge every mapped family and nothing else, and say ok.
+func (w *world) wantGap(reason string) *process {
+	w.t.Helper()
+	w.put("session:1")
+	cached := len(scan(w.t, w.rdb))
+	p := w.launch(failAt(failpoint.Purging, 1))
+	p.wait()
+	if p.logged(reason) == 0 {
+		w.t.Fatalf("the log lacks %q:\n%s", reason, p.log.String())
+	}
+	if state := w.control()["state"]; state != "gap" {
+		w.t.Errorf("before the purge the state is %q", state)
+	}
+	if now := len(scan(w.t, w.rdb)); now != cached || now == 0 {
+		w.t.Errorf("%d of %d keys were there when the gap was published", now, cached)
+	}
+	p = w.start()
+	if n := len(scan(w.t, w.rdb)); n != 0 {
+		w.t.Errorf("%d keys are left after the purge", n)
+	}
+	if w.get("session:1") == "" {
+		w.t.Error("a key of no family was purged")
+	}
+	w.cacheRows(0, 10)
+	w.update(0, 5)
+	w.settle(p)
+	w.wantGone(0, 5)
+	w.wantKept(5, 10)
+	return p
+}
+
+func TestSlotDroppedAndMadeAgainIsAGap(t *testing.T) {
+	for _, by := range []string{"somebody", "the daemon"} {
+		t.Run("made by "+by, func(t *testing.T) {
+			w := itemsWorld(t, 200)
+			w.start().stop()
+			w.cacheRows(0, 100)
+			w.exec("SELECT pg_drop_replication_slot('" + w.slot + "')")
+			w.update(0, 50) // lost
+			reason := "the slot was created anew"
+			if by == "somebody" {
+				w.exec("SELECT pg_create_logical_replication_slot('" + w.slot + "', 'pgoutput')")
+				reason = "the slot is confirmed up to"
+			}
+			w.wantGap(reason).stop()
+		})
+	}
+}
+
+func TestLostSlotIsAGap(t *testing.T) {
+	w, _, _ := privateWorld(t, 200, map[string]string{"max_slot_wal_keep_size": "1MB", "max_wal_size": "32MB", "min_wal_size": "32MB"})
+	w.start().stop()
+	w.cacheRows(0, 100)
+	w.update(0, 50)
+	w.eventually("the slot is lost", func() bool {
+		w.exec("SELECT pg_switch_wal()", "UPDATE items SET v = v WHERE id = 199", "CHECKPOINT")
+		return query[string](w, "SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", w.slot) == "lost"
+	})
+	w.wantGap("the slot was created anew").stop()
+}
+
+// The URL leads to another cluster, which has a publication and a slot of the same
+// name.
+func TestAnotherClusterIsAGap(t *testing.T) {
+	w := itemsWorld(t, 200)
+	w.start().stop()
+	w.cacheRows(0, 100)
+	other := servertest.NewDatabase(t, servertest.PrivatePostgres(t, localserver.PostgresOptions{}), "shop")
+	w.reconfigure(w.url, other.URL)
+	w.url = other.URL
+	w.reconnect()
+	w.exec(itemsSchema(200), "CREATE PUBLICATION "+w.slot+"_pub FOR TABLE items",
+		"SELECT pg_create_logical_replication_slot('"+w.slot+"', 'pgoutput')")
+	w.wantGap("another cluster").stop()
+}
+
+// The source is an earlier copy of itself: same system id, same timeline, same slot,
+// and a log that ends before what was applied.
+func TestSourceTakenBackToACopyIsAGap(t *testing.T) {
+	w, pg, _ := privateWorld(t, 200, nil)
+	w.start().stop()
+	closeNow(w.conn)
+	if err := pg.Stop(t.Context(), localserver.Fast); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(filepath.Dir(pg.LogPath()), "data")
+	saved := data + ".copy"
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+	}
+	run("cp", "-a", data, saved)
+	if err := pg.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.reconnect()
+	p := w.start()
+	w.update(0, 200)
+	w.settle(p)
+	w.cacheRows(0, 100)
+	p.stop()
+	closeNow(w.conn)
+	if err := pg.Stop(t.Context(), localserver.Fast); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(data); err != nil {
+		t.Fatal(err)
+	}
+	run("mv", saved, data)
+	if err := pg.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.reconnect()
+	w.wantGap("was taken back").stop()
+}
+
+// A replica that lags is promoted, and the URL leads to it: it has values that the
+// lost primary had lost, and a checkpoint that says so.
+func TestRedisFailoverIsReplayed(t *testing.T) {
+	const rows = 400
+	pg := servertest.Postgres(t)
+	primary := servertest.PrivateRedis(t, localserver.RedisOptions{})
+	replica := servertest.PrivateRedis(t, localserver.RedisOptions{})
+	route := newRoute(t, primary.Address())
+	w := newWorldOn(t, pg.URL, "redis://"+route.l.Addr().String()+"/0", itemsSchema(rows), itemsMappings)
+	w.replayWindow("30s")
+	rc := servertest.RedisClient(t, replica.URL())
+	if err := rc.Do(t.Context(), "replicaof", "127.0.0.1", primary.Port()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	p := w.start()
+	w.cacheRows(0, rows)
+	w.update(0, 100)
+	w.settle(p)
+	w.eventually("the replica has it all", func() bool {
+		return len(scan(t, rc)) == rows-100 && rc.HGet(t.Context(), "inv:source:{"+w.slot+"}", "applied").Val() != ""
+	})
+	// From here on the replica gets nothing more.
+	if err := rc.Do(t.Context(), "replicaof", "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.update(100, 200)
+	w.settle(p)
+	w.wantGone(100, 200)
+	resumed := p.logged("msg=resuming")
+	if stale, _ := w.stale(rc); len(stale) != 100 {
+		t.Fatalf("%d stale values on the replica, want 100: the test proves nothing", len(stale))
+	}
+	primary.Kill()
+	w.update(200, 300) // while neither is there
+	route.lead(replica.Address())
+	w.eventually("the daemon has found out", func() bool { return p.logged("msg=resuming") > resumed })
+	w.settle(p)
+	w.wantGone(0, 300)
+	w.wantKept(300, rows)
+	w.wantFresh(rows - 300)
+	if p.logged("gap: ") > 0 {
+		t.Error("a gap, although all could be replayed")
+	}
+	p.stop()
+}
+
+// route forwards TCP to a server that can change: an address that survives a failover.
+type route struct {
+	l  net.Listener
+	wg sync.WaitGroup
+
+	mu     sync.Mutex
+	target string
+	conns  []net.Conn
+}
+
+func newRoute(t *testing.T, target string) *route {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &route{l: l, target: target}
+	r.wg.Go(r.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		r.lead("")
+		r.wg.Wait()
+	})
+	return r
+}
+
+// lead cuts all connections and sends new ones elsewhere.
+func (r *route) lead(target string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.target = target
+	for _, c := range r.conns {
+		_ = c.Close()
+	}
+	r.conns = nil
+}
+
+func (r *route) accept() {
+	for {
+		in, err := r.l.Accept()
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		out, err := net.Dial("tcp", r.target)
+		if err != nil {
+			_ = in.Close()
+			r.mu.Unlock()
+			continue
+		}
+		r.conns = append(r.conns, in, out)
+		r.mu.Unlock()
+		r.wg.Go(func() { forward(out, in) })
+		r.wg.Go(func() { forward(in, out) })
+	}
+}
+
+func forward(dst, src net.Conn) {
+	defer dst.Close()
+	_, _ = io.Copy(dst, src) // ends when either side is closed
+}

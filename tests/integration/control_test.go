@@ -34,9 +34,9 @@ func TestStopFinishesAndStartDoesNotRepeat(t *testing.T) {
 	// Under load the batch in hand is finished.
 	p = w.start()
 	l := w.load(rows, 3)
-	l.until(300)
+	l.until(200)
 	p.stop()
-	l.until(100)
+	l.until(40)
 	p = w.start()
 	l.until(100)
 	l.end()
@@ -48,6 +48,7 @@ func TestStopFinishesAndStartDoesNotRepeat(t *testing.T) {
 // SIGTERM while Redis hangs: the daemon ends with 0 in bounded time, and what it had
 // not applied is applied by the next.
 func TestStopWhileRedisHangs(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	w, _, rd := privateWorld(t, 1000, nil)
 	w.replayWindow("1ms")
 	p := w.start()

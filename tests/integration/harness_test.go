@@ -22,17 +22,26 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
-func TestMain(m *testing.M) { servertest.VerifyMain(m) }
+func TestMain(m *testing.M) {
+	servertest.VerifyMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(binaryDir) // empty when no test has built it
+		os.Exit(code)
+	}))
+}
 
 // patience is how long a condition may take on a slow machine before the test
 // gives up. Nothing waits for it when all is well.
 const patience = 60 * time.Second
+
+// binaryDir is the folder of what binary built, for TestMain to remove.
+var binaryDir string
 
 // binary builds the daemon once, with failpoints and the race detector.
 var binary = sync.OnceValues(func() (string, error) {
@@ -40,6 +49,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	binaryDir = dir
 	path := filepath.Join(dir, "cdc-invalidator")
 	out, err := exec.Command("go", "build", "-race", "-tags", "failpoint", "-o", path, "../../cmd/cdc-invalidator").CombinedOutput()
 	if err != nil {

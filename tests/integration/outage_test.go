@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 )
@@ -191,9 +193,21 @@ func TestPostgresGoesAway(t *testing.T) {
 			}
 		}},
 		{"a backend crashes", func(t *testing.T) {
+			const started = "SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+			before := query[time.Time](w, started)
 			if err := pg.CrashBackend(query[int](w, "SELECT pg_backend_pid()")); err != nil {
 				t.Fatal(err)
 			}
+			// The server still takes connections until it has noticed.
+			w.eventually("the server has started all of its processes anew", func() bool {
+				conn, err := pgx.Connect(t.Context(), w.url)
+				if err != nil {
+					return false
+				}
+				defer closeNow(conn)
+				var now time.Time
+				return conn.QueryRow(t.Context(), started).Scan(&now) == nil && !now.Equal(before)
+			})
 		}},
 		{"the walsender is terminated in the middle of a transaction", func(t *testing.T) {
 			if err := rd.Signal(syscall.SIGSTOP); err != nil { // so that it is in the middle

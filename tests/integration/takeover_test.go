@@ -9,6 +9,7 @@ import (
 
 // A second daemon on the same slot waits, and takes over when the first is killed.
 func TestSecondDaemonTakesOver(t *testing.T) {
+	t.Parallel()
 	const rows = 2000
 	w, _, _ := privateWorld(t, rows, nil)
 	first := w.start()
@@ -35,6 +36,7 @@ func TestSecondDaemonTakesOver(t *testing.T) {
 // on with what it had in hand. That must neither take the checkpoint back nor leave
 // anything stale, and it must wait for the slot like any other.
 func TestDaemonThatWakesAfterATakeover(t *testing.T) {
+	t.Parallel()
 	const rows = 2000
 	w, _, _ := privateWorld(t, rows, nil)
 	first := w.start()

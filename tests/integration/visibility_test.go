@@ -239,7 +239,7 @@ func TestReadersBetweenLogAndVisibilityLeaveNothingStale(t *testing.T) {
 	l.until(2 * rows)
 	l.end()
 	w.settle(p)
-	w.wantFresh(rows / 2)
+	w.wantFresh(rows / 5)
 	t.Logf("%d updates, %d fills", l.updates.Load(), l.fills.Load())
 	p.stop()
 }

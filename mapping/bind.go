@@ -18,7 +18,7 @@ type Table struct {
 
 type boundRule struct {
 	*rule
-	columns []column // of spec.Columns
+	columns []column // of spec.Columns, and what keys are made of; nil when any change counts
 	when    *boundPredicate
 	targets []boundTarget
 }
@@ -36,11 +36,13 @@ type boundTarget struct {
 type Problem struct {
 	Column string
 	Reason Reason
-	Fix    string // SQL
+	Fix    string // SQL; "" when it is the mapping that has to change
 }
 
 func (p Problem) String() string {
 	switch p.Reason {
+	case ReasonPredicate:
+		return fmt.Sprintf("`when` compares column %s with what a value of its type never equals (text with a number, a domain with nothing that shows its type); every change counts", p.Column)
 	case ReasonLostColumn:
 		return fmt.Sprintf("column %s does not exist or is not published; every change invalidates whole families", p.Column)
 	default:
@@ -65,6 +67,11 @@ func (p *Plan) Bind(rel *decoder.Relation) *Table {
 			t.problems = append(t.problems, Problem{Column: name, Reason: ReasonLostColumn})
 		} else if !c.key && slices.Contains(use.OldColumns, name) {
 			t.problems = append(t.problems, Problem{Column: name, Reason: ReasonNoOldValue, Fix: fullIdentity(rel)})
+		}
+	}
+	for _, r := range t.rules {
+		if r.when != nil {
+			t.problems = append(t.problems, r.when.problems()...)
 		}
 	}
 	return t
@@ -96,6 +103,14 @@ func bindRule(rel *decoder.Relation, r *rule) boundRule {
 			}
 		}
 		b.targets = append(b.targets, bt)
+	}
+	if len(b.columns) > 0 {
+		// What moves to another key is stale under both, whatever the file lists.
+		for _, t := range r.targets {
+			for _, name := range t.rowColumns() {
+				b.columns = append(b.columns, find(rel, name))
+			}
+		}
 	}
 	return b
 }

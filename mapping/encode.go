@@ -15,9 +15,9 @@ const (
 	hexDigits = "0123456789ABCDEF"
 )
 
-// reserved are the bytes that are always encoded. One of them must stand between
-// two variables of a template: that is what makes different values give
-// different keys.
+// reserved are the bytes that are always encoded. One of them, but for '%', must
+// stand between two variables of a template: that is what makes different values
+// give different keys.
 var reserved = func() (t [256]bool) {
 	for b := range 0x21 {
 		t[b] = true // controls and space

@@ -1,7 +1,6 @@
 package mapping
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -34,92 +33,6 @@ func newLookup(t *target, u *KeyUse) (*Lookup, error) {
 		l.maxRows = defaultMaxRows
 	}
 	return l, nil
-}
-
-// forEachSQL is a query whose {column} placeholders have become parameters.
-type forEachSQL struct {
-	sql    string
-	params []string
-}
-
-// parseForEach finds the placeholders. Braces inside of string literals, quoted
-// identifiers, dollar quotes and comments are not placeholders.
-func parseForEach(sql string) (*forEachSQL, error) {
-	q := &forEachSQL{}
-	var b strings.Builder
-	for i := 0; i < len(sql); {
-		if n := opaque(sql[i:]); n > 0 {
-			b.WriteString(sql[i : i+n])
-			i += n
-			continue
-		}
-		switch sql[i] {
-		case ';':
-			if strings.TrimSpace(sql[i+1:]) != "" {
-				return nil, errors.New("one statement only: text follows the ';'")
-			}
-			i = len(sql)
-			continue
-		case '}':
-			return nil, fmt.Errorf("'}' without '{' at byte %d", i)
-		case '$':
-			if i+1 < len(sql) && sql[i+1] >= '0' && sql[i+1] <= '9' {
-				return nil, fmt.Errorf("$%c at byte %d: name the column instead, in braces", sql[i+1], i)
-			}
-		case '{':
-			end := strings.IndexByte(sql[i:], '}')
-			if end < 0 {
-				return nil, fmt.Errorf("'{' without '}' at byte %d", i)
-			}
-			name := sql[i+1 : i+end]
-			if !isName(name) {
-				return nil, fmt.Errorf("{%s} at byte %d is not a column of the changed row", name, i)
-			}
-			n := slices.Index(q.params, name)
-			if n < 0 {
-				n = len(q.params)
-				q.params = append(q.params, name)
-			}
-			b.WriteString("$" + strconv.Itoa(n+1))
-			i += end + 1
-			continue
-		}
-		b.WriteByte(sql[i])
-		i++
-	}
-	q.sql = strings.TrimSpace(b.String())
-	if word, _, _ := strings.Cut(strings.ToLower(q.sql), " "); !slices.Contains([]string{"select", "with", "values", "table"}, strings.TrimSpace(word)) {
-		return nil, errors.New("it must be a query: SELECT ...")
-	}
-	if len(q.params) == 0 {
-		return nil, errors.New("it names no column of the changed row in braces, so every change would ask for the same rows")
-	}
-	return q, nil
-}
-
-// opaque returns the length of the literal, quoted identifier or comment that s
-// begins with, 0 if it begins with none.
-func opaque(s string) int {
-	until := func(from int, end string) int {
-		if i := strings.Index(s[from:], end); i >= 0 {
-			return from + i + len(end)
-		}
-		return len(s)
-	}
-	switch {
-	case s[0] == '\'', s[0] == '"':
-		return until(1, s[:1]) // a doubled quote starts the next one
-	case strings.HasPrefix(s, "--"):
-		return until(2, "\n")
-	case strings.HasPrefix(s, "/*"):
-		return until(2, "*/")
-	case s[0] == '$':
-		if i := strings.IndexByte(s[1:], '$'); i >= 0 && (i == 0 || isName(s[1:1+i])) {
-			tag := s[:i+2]
-			return until(len(tag), tag)
-		}
-	}
-	return 0
 }
 
 // LookupCall is a Lookup for one row.

@@ -35,7 +35,8 @@ func (t *Table) Map(ch *decoder.Change, out *Output) {
 	}
 }
 
-// touched says whether an update changed one of the columns that count.
+// touched says whether an update changed one of the columns that count, or may
+// have.
 func (r *boundRule) touched(ch *decoder.Change, out *Output) bool {
 	if len(r.columns) == 0 {
 		return true
@@ -43,7 +44,7 @@ func (r *boundRule) touched(ch *decoder.Change, out *Output) bool {
 	unseen := false
 	for i := range r.columns {
 		c := &r.columns[i]
-		if c.index >= 0 && ch.New[c.index].Kind == decoder.Unchanged {
+		if c.index >= 0 && c.index < len(ch.New) && ch.New[c.index].Kind == decoder.Unchanged {
 			continue // the log says itself that it did not change
 		}
 		before, after := c.oldValue(ch), c.newValue(ch)

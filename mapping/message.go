@@ -3,6 +3,7 @@ package mapping
 import (
 	"bytes"
 	"encoding/json"
+	"unicode/utf8"
 )
 
 // Message adds what a logical message makes stale. Its content is a JSON object
@@ -22,6 +23,9 @@ func (p *Plan) Message(prefix, content []byte, out *Output) {
 
 // messageFields reads the object's scalar fields; nil when there is none to read.
 func messageFields(content []byte) map[string]value {
+	if !utf8.Valid(content) {
+		return nil // the decoder would put other characters in the place of what is not
+	}
 	var raw map[string]any
 	d := json.NewDecoder(bytes.NewReader(content))
 	d.UseNumber() // an id must keep its digits

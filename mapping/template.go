@@ -51,7 +51,7 @@ func ParseTemplate(s string) (*Template, error) {
 			if slices.Contains(t.vars, name) {
 				return nil, &TemplateError{i + 1, fmt.Sprintf("variable %s stands twice", name), "once is enough to tell keys apart"}
 			}
-			if len(t.vars) > 0 && !hasReserved(lit.String()) {
+			if len(t.vars) > 0 && separator(lit.String()) == 0 {
 				return nil, &TemplateError{i, fmt.Sprintf("nothing keeps {%s} and {%s} apart", t.vars[len(t.vars)-1], name),
 					"put a ':' between them: it is encoded inside values, so different values then give different keys"}
 			}
@@ -81,13 +81,15 @@ func isName(s string) bool {
 	return s != ""
 }
 
-func hasReserved(s string) bool {
+// separator returns the length of the literal up to and with the first byte that no
+// encoded value has; 0 if it has none. '%' is none: encoded bytes begin with it.
+func separator(s string) int {
 	for i := 0; i < len(s); i++ {
-		if reserved[s[i]] {
-			return true
+		if reserved[s[i]] && s[i] != '%' {
+			return i + 1
 		}
 	}
-	return false
+	return 0
 }
 
 // Vars are the variables in the order in which they stand.

@@ -153,9 +153,9 @@ func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
 	if k.Template == nil || versioned && k.Version == nil {
 		return nil
 	}
-	c.add(e, key, k.Template, false, !versioned)
+	c.add(e, key, k, k.Template, false, !versioned)
 	if versioned {
-		c.add(e, version, k.Version, true, true)
+		c.add(e, version, k, k.Version, true, true)
 	}
 	fine := p.checkVersion(key, version, k)
 	if hasTenant && !p.checkTenant(tenant, k) || !fine {
@@ -289,42 +289,85 @@ type placedTemplate struct {
 	node    *yaml.Node
 	path    string
 	family  string
+	tenant  string
 	tmpl    *Template
 	version bool
 	scanned bool // removing the whole family looks for these keys
 }
 
-func (c *collisions) add(family, e entry, t *Template, version, scanned bool) {
+func (c *collisions) add(family, e entry, k *KeySpec, t *Template, version, scanned bool) {
 	skeleton := strings.Join(t.lits, "\x00")
 	if other, taken := c.skeletons[skeleton]; taken {
 		c.p.fault(e.value, e.path, "give each its own fixed part", "the same keys belong to %s: the templates differ in the names of variables at most", other)
 		return
 	}
 	c.skeletons[skeleton] = e.path
-	c.templates = append(c.templates, placedTemplate{e.value, e.path, family.name, t, version, scanned})
+	c.templates = append(c.templates, placedTemplate{e.value, e.path, family.name, k.Tenant, t, version, scanned})
 }
 
 // check compares what a whole-family removal scans for with the keys that must
 // survive it: version keys (without one, a reader would go back to entries of long
-// ago) and the daemon's own.
+// ago) and the daemon's own. And it looks for keys that two families share.
 func (c *collisions) check() {
 	control := controlKeys(c.p.file.Redis.Prefix)
-	for _, t := range c.templates {
-		if len(t.tmpl.vars) == 0 || !t.scanned {
+	for i, t := range c.templates {
+		if t.scanned && c.reachesTooFar(t, control) {
 			continue
 		}
-		glob := tokens(t.tmpl, true)
-		if meet(glob, control) {
-			t.reaches(c.p, "the daemon's own keys under redis.prefix")
-			continue
-		}
-		for _, v := range c.templates {
-			if v.version && !t.version && meet(glob, tokens(v.tmpl, false)) {
-				t.reaches(c.p, "version keys of "+v.family)
+		for _, other := range c.templates[:i] {
+			if why := t.shares(other); why != "" {
+				c.p.fault(t.node, t.path, fmt.Sprintf("give it a fixed part of its own, such as %q", clip(t.family)+":"), why, other.path)
 				break
 			}
 		}
 	}
+}
+
+func (c *collisions) reachesTooFar(t placedTemplate, control []token) bool {
+	glob := tokens(t.tmpl, true)
+	if meet(glob, control) {
+		t.reaches(c.p, "the daemon's own keys under redis.prefix")
+		return true
+	}
+	for _, v := range c.templates {
+		if v.version && !t.version && meet(glob, tokens(v.tmpl, false)) {
+			t.reaches(c.p, "version keys of "+v.family)
+			return true
+		}
+	}
+	return false
+}
+
+// shares says what is wrong with a key that is of both templates. Families of one
+// tenant may overlap, as user:{id} and user:all do: at worst a key goes that could
+// have stayed. But no key is of two tenants, and none is data and a version.
+func (t placedTemplate) shares(o placedTemplate) string {
+	mixed := t.version != o.version
+	if !mixed && (t.tenant == "" && o.tenant == "" || t.sameTenants(o)) {
+		return ""
+	}
+	a, b := t.tmpl.lits[0], o.tmpl.lits[0]
+	if n := min(len(a), len(b)); a[:n] != b[:n] || !meet(tokens(t.tmpl, false), tokens(o.tmpl, false)) {
+		return ""
+	}
+	if mixed {
+		return "a key of this template can be one of %s, and one of the two is for versions"
+	}
+	return "a key of this template can be one of %s, where another tenant's stands"
+}
+
+// sameTenants says whether a key that is of both templates is of the same tenant in
+// both: all is the same up to what follows the tenant.
+func (t placedTemplate) sameTenants(o placedTemplate) bool {
+	i := slices.Index(t.tmpl.vars, t.tenant)
+	if i < 0 || i != slices.Index(o.tmpl.vars, o.tenant) || !slices.Equal(t.tmpl.lits[:i+1], o.tmpl.lits[:i+1]) {
+		return false
+	}
+	a, b := t.tmpl.lits[i+1], o.tmpl.lits[i+1]
+	if n := separator(a); n > 0 {
+		return strings.HasPrefix(b, a[:n])
+	}
+	return a == b && len(t.tmpl.vars) == i+1 && len(o.tmpl.vars) == i+1
 }
 
 func (t placedTemplate) reaches(p *parser, what string) {

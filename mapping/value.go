@@ -42,13 +42,18 @@ func (c *column) newValue(ch *decoder.Change) value {
 	if c.index < 0 {
 		return value{reason: ReasonLostColumn}
 	}
+	if c.index >= len(ch.New) {
+		return value{reason: ReasonLostColumn}
+	}
 	v := ch.New[c.index]
 	if v.Kind != decoder.Unchanged {
 		return c.of(v)
 	}
-	if ch.OldKind == decoder.OldFull {
-		if v = ch.Old[c.index]; v.Kind != decoder.Unchanged {
-			return c.of(v)
+	// Unchanged, so the old image has it, also the one that has nothing but the
+	// identity: the server writes that in full when it was TOASTed.
+	if ch.OldKind == decoder.OldFull || ch.OldKind == decoder.OldKey && c.key {
+		if c.index < len(ch.Old) && ch.Old[c.index].Kind != decoder.Unchanged {
+			return c.of(ch.Old[c.index])
 		}
 	}
 	return value{reason: ReasonToast}
@@ -63,6 +68,9 @@ func (c *column) oldValue(ch *decoder.Change) value {
 	}
 	switch {
 	case ch.OldKind == decoder.OldFull, ch.OldKind == decoder.OldKey && c.key:
+		if c.index >= len(ch.Old) {
+			return value{reason: ReasonNoOldValue}
+		}
 		v := ch.Old[c.index]
 		if v.Kind == decoder.Unchanged {
 			return value{reason: ReasonToast}

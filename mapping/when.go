@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -23,6 +22,7 @@ type predicate struct {
 	source                 string
 	program                cel.Program
 	oldColumns, newColumns []string
+	types                  *expression // how it uses them
 }
 
 // compilePredicate compiles a CEL expression over old and new, whose fields are
@@ -44,6 +44,7 @@ func compilePredicate(expr string) (*predicate, error) {
 	if err := p.findColumns(checked.NativeRep()); err != nil {
 		return nil, err
 	}
+	p.types = newExpression(checked.NativeRep())
 	p.program, err = env.Program(checked, cel.EvalOptions(cel.OptOptimize, cel.OptPartialEval), cel.CostLimit(predicateCost))
 	return p, err
 }
@@ -103,18 +104,42 @@ func (p *predicate) findColumns(a *ast.AST) error {
 // boundPredicate is a predicate over one relation's columns.
 type boundPredicate struct {
 	*predicate
-	old, new []column // in the order of oldColumns, newColumns
+	old, new           []column // in the order of oldColumns, newColumns
+	oldForms, newForms []form   // the same
 }
 
 func (p *predicate) bind(rel *decoder.Relation) *boundPredicate {
 	b := &boundPredicate{predicate: p}
+	typeOID := func(ref columnRef) uint32 { return find(rel, ref.name).typeOID }
 	for _, name := range p.oldColumns {
 		b.old = append(b.old, find(rel, name))
+		b.oldForms = append(b.oldForms, p.types.formOf(columnRef{"old", name}, typeOID))
 	}
 	for _, name := range p.newColumns {
 		b.new = append(b.new, find(rel, name))
+		b.newForms = append(b.newForms, p.types.formOf(columnRef{"new", name}, typeOID))
 	}
 	return b
+}
+
+// problems names the columns that the predicate compares with what their type
+// never equals.
+func (b *boundPredicate) problems() []Problem {
+	var names []string
+	note := func(columns []string, bound []column, forms []form) {
+		for i, f := range forms {
+			if f == formUnknown && bound[i].index >= 0 {
+				names = append(names, columns[i])
+			}
+		}
+	}
+	note(b.oldColumns, b.old, b.oldForms)
+	note(b.newColumns, b.new, b.newForms)
+	var list []Problem
+	for _, name := range sortedSet(names) {
+		list = append(list, Problem{Column: name, Reason: ReasonPredicate})
+	}
+	return list
 }
 
 // Verdict is what a predicate says of a change.
@@ -146,7 +171,7 @@ func (b *boundPredicate) holds(ch *decoder.Change, out *Output) bool {
 
 func (b *boundPredicate) eval(ch *decoder.Change) (Verdict, error) {
 	var unknown []*cel.AttributePatternType
-	row := func(name string, names []string, columns []column, present bool, of func(*column, *decoder.Change) value) map[string]any {
+	row := func(name string, names []string, columns []column, forms []form, present bool, of func(*column, *decoder.Change) value) map[string]any {
 		m := make(map[string]any, len(names))
 		for i, column := range names {
 			switch {
@@ -154,18 +179,20 @@ func (b *boundPredicate) eval(ch *decoder.Change) (Verdict, error) {
 				m[column] = nil // null: old of an insert, new of a delete
 			default:
 				v := of(&columns[i], ch)
-				if !v.known {
-					unknown = append(unknown, cel.AttributePattern(name).QualString(column))
-					continue
+				if v.known {
+					m[column], v.known = v.as(forms[i])
 				}
-				m[column] = celValue(v, columns[i].typeOID)
+				if !v.known {
+					delete(m, column)
+					unknown = append(unknown, cel.AttributePattern(name).QualString(column))
+				}
 			}
 		}
 		return m
 	}
 	vars := map[string]any{
-		"old": row("old", b.oldColumns, b.old, ch.Action != decoder.Insert, (*column).oldValue),
-		"new": row("new", b.newColumns, b.new, ch.Action != decoder.Delete, (*column).newValue),
+		"old": row("old", b.oldColumns, b.old, b.oldForms, ch.Action != decoder.Insert, (*column).oldValue),
+		"new": row("new", b.newColumns, b.new, b.newForms, ch.Action != decoder.Delete, (*column).newValue),
 	}
 	activation, err := cel.PartialVars(vars, unknown...)
 	if err != nil {
@@ -183,26 +210,4 @@ func (b *boundPredicate) eval(ch *decoder.Change) (Verdict, error) {
 		return VerdictTrue, nil
 	}
 	return VerdictError, fmt.Errorf("the expression is a %s; want a bool", result.Type())
-}
-
-// celValue gives a column its CEL type. numeric becomes a double, which is
-// enough to compare with; everything that is no number or boolean is its text.
-func celValue(v value, typeOID uint32) any {
-	if v.null {
-		return nil
-	}
-	text := string(v.data)
-	switch typeOID {
-	case 16: // bool
-		return text == "t"
-	case 20, 21, 23: // int8, int2, int4
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
-			return n
-		}
-	case 700, 701, 1700: // float4, float8, numeric
-		if f, err := strconv.ParseFloat(text, 64); err == nil {
-			return f
-		}
-	}
-	return text
 }

@@ -295,9 +295,8 @@ func TestLostSlot(t *testing.T) {
 	server := servertest.PrivatePostgres(t, localserver.PostgresOptions{Settings: map[string]string{
 		"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB",
 	}})
-	conn := controlConn(t, server.URL())
 	db := servertest.NewDatabase(t, server, "lostdb")
-	conn = controlConn(t, db.URL)
+	conn := controlConn(t, db.URL)
 	db.Exec(t, "CREATE TABLE users (id int PRIMARY KEY)")
 	o := SetupOptions{Slot: "s", Publication: "pub", CreateSlot: true, CreatePublication: true, Tables: []mapping.TableUse{use("users", "id")}}
 	first, err := Setup(t.Context(), conn, o)

@@ -53,7 +53,6 @@ type Stream struct {
 	sent      lsn.LSN // what the last one confirmed
 	replyDue  bool
 	statusAt  time.Time // when the next update is due at the latest
-	stop      func() bool
 }
 
 // OpenStream attaches to the slot. An error for which errors.Is(err, ErrSlotInUse)

@@ -126,6 +126,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d.plan.Store(plan)
 	d.metrics = newMetrics(o.Registry)
 	d.health = newHealth(d)
+	d.metrics.lag(d.health.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{
 		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
 		Logger: o.Logger, Registerer: o.Registry,

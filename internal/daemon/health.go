@@ -134,7 +134,8 @@ func (h *health) lag(fresh time.Time) admin.Condition {
 	return c
 }
 
-// lagSeconds is for the gauge; NaN is not needed: before the first proof it is 0.
+// lagSeconds is for the gauge: 0 before the first proof, where the condition says
+// that there is none.
 func (h *health) lagSeconds() float64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()

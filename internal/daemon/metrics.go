@@ -77,6 +77,13 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 	return m
 }
 
+// lag registers how old the newest proof of freshness is.
+func (m *metrics) lag(seconds func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "lag_seconds", Help: "Age of the newest heartbeat that has been applied: nothing that was visible before it is missing.",
+	}, seconds))
+}
+
 // applied counts a batch. Only the applier calls it.
 func (m *metrics) applied(b *ordering.Batch, now time.Time) {
 	s := b.Stats()

@@ -21,12 +21,10 @@ func TestErrorThatArrivesAsAMessage(t *testing.T) {
 		return !c.OK && strings.Contains(c.Reason, "publication") && strings.Contains(c.Fix, "pg_drop_replication_slot")
 	})
 	// The fix: a slot that is younger than its publication, hence a gap.
-	before := p.logged(definitionChanged)
 	w.exec(`SELECT pg_drop_replication_slot('` + w.slot + `')`)
 	w.eventually("it streams again", func() bool { return w.condition(address, "streaming").OK })
 	w.settle(p)
 	w.want()
-	w.looked(p, before, 2) // the publication is another one, for both tables
 	w.step(p, "and goes on", keys("item:2", "name:n2"), keys("item:1", "name:n1"), `UPDATE items SET note = 'x' WHERE id = 2`)
 	p.stop()
 }

@@ -69,7 +69,7 @@ func parseForEach(sql string) (*forEachSQL, error) {
 	}
 	q.sql = strings.TrimSpace(b.String())
 	if !slices.Contains([]string{"select", "with", "values", "table"}, first) {
-		return nil, errors.New("it must be a query: SELECT ...")
+		return nil, errors.New("it must be a query: SELECT")
 	}
 	if len(q.params) == 0 {
 		return nil, errors.New("it names no column of the changed row in braces, so every change would ask for the same rows")

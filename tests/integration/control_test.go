@@ -16,7 +16,7 @@ func TestStopFinishesAndStartDoesNotRepeat(t *testing.T) {
 	p := w.start()
 	w.cacheRows(0, 500)
 	w.update(0, 500)
-	w.settle(p)
+	w.received()
 	p.stop()
 	w.wantGone(0, 500)
 
@@ -70,6 +70,33 @@ func TestStopWhileRedisHangs(t *testing.T) {
 	w.wantGone(0, 100)
 	w.wantKept(100, 200)
 	next.stop()
+}
+
+// SIGTERM while Redis is away for a moment: what was received is still applied, by this
+// daemon and not by the next.
+func TestStopAppliesWhatIsInHand(t *testing.T) {
+	t.Parallel()
+	w, _, rd := privateWorld(t, 1000, nil)
+	p := w.start()
+	w.cacheRows(0, 200)
+	if err := rd.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	w.update(0, 100)
+	w.received()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("a daemon that gives up has ended", elapsed(500*time.Millisecond))
+	if err := rd.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	p.wait()
+	if p.err != nil {
+		t.Fatalf("after SIGTERM: %v", p.err)
+	}
+	w.wantGone(0, 100)
+	w.wantKept(100, 200)
 }
 
 // The slot's confirmed position goes back, as it does when Postgres crashes before it

@@ -40,8 +40,9 @@ const snapshotStatement = "cdc_invalidator_snapshot"
 // OpenQueryConn connects and makes sure that it has reached the server of epoch: a
 // snapshot of another server says nothing about this one's transactions.
 func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, error) {
-	// With the role's own search path: for_each queries are written for that.
-	conn, err := connect(ctx, url, "gate", nil)
+	// With the role's own search path, for which for_each queries are written; and
+	// read-only, since a query may hide a write.
+	conn, err := connect(ctx, url, "gate", map[string]string{"default_transaction_read_only": "on"})
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,7 @@ type Entry struct {
 type entry struct {
 	op             mapping.Op
 	hasTenant      bool
+	merged         bool // of several transactions
 	hash           uint32
 	off            uint32 // tenant, then key, in the arena
 	tenantLen      uint32
@@ -130,6 +131,7 @@ func (b *Batch) Add(tx *Txn, inv *mapping.Invalidation) {
 	for b.index[slot] != 0 {
 		e := &b.entries[b.index[slot]-1]
 		if e.hash == h && b.same(e, inv, lookupID) {
+			e.merged = e.merged || e.newest != t
 			if b.txns[t].CommitTime.Before(b.txns[e.oldest].CommitTime) {
 				e.oldest = t // commit times are not in commit order
 			}

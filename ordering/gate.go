@@ -20,13 +20,18 @@ const (
 	gatePauseMax = 20 * time.Millisecond
 )
 
+// snapshotLife bounds how long a snapshot is trusted. A slot whose tables are quiet
+// for days, on a server that is busy with others, gets its next xid from the far half
+// of the circle, where an old snapshot takes it for one of long ago.
+const snapshotLife = time.Minute
+
 // Gate lets a batch pass once all its transactions are visible to other
 // sessions. A snapshot stays good for every transaction that it shows, so a backlog
 // passes with one question. Not safe for concurrent use.
 type Gate struct {
 	src  SnapshotReader
 	snap Snapshot
-	have bool
+	at   time.Time // when snap was asked for; zero without one
 }
 
 // NewGate returns a gate for one attachment: a snapshot of before a restart of
@@ -38,7 +43,7 @@ func NewGate(src SnapshotReader) *Gate { return &Gate{src: src} }
 // makes nothing stale, so waiting costs no freshness.
 func (g *Gate) Wait(ctx context.Context, b *Batch) (repeats int, err error) {
 	done := 0 // transactions known to be visible
-	if g.have {
+	if time.Since(g.at) < snapshotLife {
 		done = g.visible(b, 0)
 	}
 	pause := gatePauseMin
@@ -53,11 +58,12 @@ func (g *Gate) Wait(ctx context.Context, b *Batch) (repeats int, err error) {
 			}
 			pause = min(2*pause, gatePauseMax)
 		}
+		at := time.Now()
 		snap, err := g.src.ReadSnapshot(ctx)
 		if err != nil {
 			return asked, fmt.Errorf("visibility gate: %w", err)
 		}
-		g.snap, g.have = snap, true
+		g.snap, g.at = snap, at
 		done = g.visible(b, done)
 		repeats = asked
 	}

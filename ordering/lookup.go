@@ -99,7 +99,7 @@ func (l *Lookups) answer(ctx context.Context, b *Batch, e *entry, snap Snapshot)
 	l.out.Reset()
 	id := call.ID()
 	a, ok := l.cache.Get(id)
-	if xid := b.txns[e.newest].XID; !ok || xid == 0 || !a.snap.Visible(xid) {
+	if !ok || !a.covers(b, e, snap) {
 		limit := call.MaxRows()
 		columns, rows, err := l.q.Query(ctx, call.SQL(), call.Params(), limit)
 		if errors.Is(err, ErrQueryRefused) {
@@ -126,4 +126,13 @@ func (l *Lookups) answer(ctx context.Context, b *Batch, e *entry, snap Snapshot)
 		call.Widen(&l.out)
 	}
 	return nil
+}
+
+// covers says that the answer holds for the entry: its snapshot shows the
+// transaction. Transactions do not become visible in the order in which they commit,
+// so the newest of several says nothing of the others. The xid is widened by the
+// current snapshot, since the answer's own may be too old to tell (snapshotLife).
+func (a *answer) covers(b *Batch, e *entry, now Snapshot) bool {
+	xid := b.txns[e.newest].XID
+	return xid != 0 && !e.merged && a.snap.shows(now.widen(xid))
 }

@@ -47,10 +47,11 @@ func ParseSnapshot(s string) (Snapshot, error) {
 
 // Visible says whether the committed transaction xid is visible in the snapshot.
 // The log carries xids without their epoch; xid is taken as the one nearest to
-// xmax, which is right because Postgres itself never lets xids that matter be
-// further apart than half the circle.
-func (s *Snapshot) Visible(xid uint32) bool {
-	x := s.widen(xid)
+// xmax, which is right for a snapshot that is not old, because Postgres itself never
+// lets xids that matter be further apart than half the circle.
+func (s *Snapshot) Visible(xid uint32) bool { return s.shows(s.widen(xid)) }
+
+func (s *Snapshot) shows(x uint64) bool {
 	if x < s.xmin {
 		return true
 	}

@@ -166,7 +166,7 @@ func TestAnAnswerIsUsedAgainOnlyWhereItHolds(t *testing.T) {
 		// The older one waited for a standby while the newer one was visible at once.
 		{"of two, the newer one shown only", "90:100:90", "200:200:", []Txn{txn(90, 20, 1), txn(95, 30, 1)}, true, false},
 		// From the answer's snapshot, this xid looks like one of the past.
-		{"half a circle later", "1000:1000:", "2200000000:2200000000:", []Txn{txn(2199999999, 20, 1)}, true, false},
+		{"half a circle later", "4294968296:4294968296:", "6494968296:6494968296:", []Txn{txn(2200000999, 20, 1)}, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := &products{rows: 1}

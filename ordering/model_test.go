@@ -60,9 +60,9 @@ func TestSnapshotAtTheFarEndsOfTheCircle(t *testing.T) {
 // On a server that is busy with other tables, the next xid of a quiet slot may be
 // from the far half of the circle.
 func TestGateDoesNotTrustAnOldSnapshot(t *testing.T) {
-	src := &snapshots{list: []string{"1000:1000:", "2200000000:2200000001:2200000000", "2200000001:2200000001:"}}
+	src := &snapshots{list: []string{"4294968296:4294968296:", "6494968296:6494968297:6494968296", "6494968297:6494968297:"}}
 	g := NewGate(src)
-	early, late := txn(999, 10, 1), txn(2_200_000_000, 20, 1)
+	early, late := txn(999, 10, 1), txn(2_200_001_000, 20, 1)
 	b := NewBatch()
 	b.Add(&early, del(fam(1), "a"))
 	if _, err := g.Wait(t.Context(), b); err != nil || src.asked != 1 {

@@ -8,12 +8,9 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"go.uber.org/goleak"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // wire builds messages as the protocol's documentation lays them out.
 type wire []byte

@@ -2,7 +2,7 @@
 //
 // It is stricter than the parsers of client libraries, which accept "1/2/3" or
 // trailing junk: a position decides what is confirmed to Postgres, so anything
-// that Postgres would not print itself is an error here.
+// that Postgres would not read itself is an error here.
 package lsn
 
 import (

@@ -36,6 +36,8 @@ type Finding struct {
 	Table    string   `json:"table,omitempty"`
 	Problem  string   `json:"problem"`
 	Fix      string   `json:"fix,omitempty"` // the exact SQL where SQL mends it
+	// Misleads: what the log says of the table is not all, and does not show it.
+	Misleads bool `json:"misleads,omitempty"`
 }
 
 func (f Finding) subject() string {
@@ -92,8 +94,9 @@ func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse
 	}
 	var findings []Finding
 	for i, u := range tables {
-		add := func(s Severity, problem, fix string) {
+		add := func(s Severity, problem, fix string) *Finding {
 			findings = append(findings, Finding{Severity: s, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
+			return &findings[len(findings)-1]
 		}
 		t := found[i]
 		if t == nil {
@@ -144,7 +147,7 @@ func tableNames(tables []mapping.TableUse) (schemas, names []string) {
 	return schemas, names
 }
 
-type addFinding func(s Severity, problem, fix string)
+type addFinding func(s Severity, problem, fix string) *Finding
 
 // checkKind says whether row changes of the relation can be in the log at all.
 func checkKind(t *catalogTable, add addFinding) bool {
@@ -214,7 +217,7 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 		}
 		if t.identity == "f" || slices.ContainsFunc(t.identityColumns, func(c string) bool { return !b.logs(c) }) {
 			add(SeverityFatal, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
-				b.sql(), describeIdentity(b), describeIdentity(t)), identityFullSQL(t))
+				b.sql(), describeIdentity(b), describeIdentity(t)), identityFullSQL(t)).Misleads = true
 			return
 		}
 	}

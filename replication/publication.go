@@ -167,6 +167,7 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			"; ALTER PUBLICATION " + pub + " ADD TABLE " + qualified(u.Schema, u.Table) + "; COMMIT;"
 		if m.filtered {
 			add("publication "+name+" has a row filter on it: rows outside of it would change unseen, and updates arrive as inserts or deletes without the old row", readd)
+			findings[len(findings)-1].Misleads = true
 		}
 		var lacks []string
 		for _, c := range u.Columns {

@@ -103,6 +103,7 @@ type CatalogWatcher struct {
 	tables   []mapping.TableUse
 	state    CatalogState
 	fatal    map[string]Finding // standing fatal findings by table
+	misled   map[string]bool    // tables with a finding that Misleads
 	lastLook time.Time
 	lastErr  error
 	since    time.Time
@@ -161,7 +162,7 @@ func (w *CatalogWatcher) State() CatalogState {
 func (w *CatalogWatcher) Distrusting() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.fatal) > 0
+	return len(w.misled) > 0
 }
 
 // Distrusts says whether the log may keep something of this table's changes to
@@ -170,8 +171,7 @@ func (w *CatalogWatcher) Distrusting() bool {
 func (w *CatalogWatcher) Distrusts(schema, table string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, bad := w.fatal[qualified(schema, table)]
-	return bad
+	return w.misled[qualified(schema, table)]
 }
 
 // Status is not OK when there was no look for too long, or when what the last
@@ -266,7 +266,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 	w.mu.Unlock()
-	fatal := map[string]Finding{}
+	fatal, misled := map[string]Finding{}, map[string]bool{}
 	if len(recheck) > 0 {
 		findings, err := checkTables(ctx, conn, w.o.Publication, recheck)
 		if err != nil {
@@ -279,15 +279,23 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 				if _, have := fatal[tableKey(u)]; !have && f.Severity == SeverityFatal {
 					fatal[tableKey(u)] = f
 				}
+				if f.Misleads {
+					misled[tableKey(u)] = true
+				}
 			}
 		}
+		// Before the report: what it makes stale is invalidated while it is made, and
+		// no change after that may be taken at its word.
+		w.mu.Lock()
+		w.misled = misled
+		w.mu.Unlock()
 		if err := w.report(ctx, changed, kinds, findings); err != nil {
 			return err
 		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state, w.fatal, w.lastLook, w.lastErr = now, fatal, began, nil
+	w.state, w.fatal, w.misled, w.lastLook, w.lastErr = now, fatal, misled, began, nil
 	for _, done := range waiting {
 		close(done)
 	}

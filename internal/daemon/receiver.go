@@ -134,8 +134,7 @@ func (r *receiver) handle(data []byte) error {
 			return nil
 		}
 		r.out.Reset()
-		// It is old images that cannot be trusted; an insert has none.
-		if r.distrusting && m.Change.Action != decoder.Insert && r.watcher.Distrusts(rel.Namespace, rel.Name) {
+		if r.distrusting && r.watcher.Distrusts(rel.Namespace, rel.Name) {
 			r.table.Invalidate(&r.out)
 		} else {
 			r.table.Map(&m.Change, &r.out)

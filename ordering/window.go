@@ -48,6 +48,15 @@ func (w *Window) Add(at time.Time, end lsn.LSN) {
 	w.marks = append(w.marks, mark{at, end})
 }
 
+// Seen is the time of the newest checkpoint. The window is measured by it: while
+// Redis is away nothing proves that it still has what it acknowledged, and the
+// slot must not let go of it.
+func (w *Window) Seen() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.last.at
+}
+
 // Confirmable is the position that may be confirmed now.
 func (w *Window) Confirmable(now time.Time) lsn.LSN {
 	w.mu.Lock()

@@ -57,7 +57,7 @@ func (r *receiver) run(ctx context.Context) error {
 
 // confirm hands on what may be confirmed by now; the stream tells Postgres with
 // its next status update.
-func (r *receiver) confirm() { r.stream.Confirm(r.window.Confirmable(time.Now())) }
+func (r *receiver) confirm() { r.stream.Confirm(r.window.Confirmable(r.window.Seen())) }
 
 // farewell confirms what the applier finished after the stream was left, so that
 // less is sent again at the next start.

@@ -143,10 +143,11 @@ func (q *Queue) AddUngated(at lsn.LSN, when time.Time, invs []mapping.Invalidati
 		return c
 	}
 	if at == 0 {
-		// Version keys move for a higher position only, so two in a row must differ.
-		// The next commit's position is further away than a handful of these.
-		q.ungated++
-		at = q.end.EndLSN + q.ungated
+		// Version keys move for a higher position only, so it must be above the last
+		// commit and below the next one, which may begin at EndLSN exactly. Records
+		// are longer than eight bytes and begin at multiples of eight.
+		q.ungated = min(q.ungated+1, 7)
+		at = q.end.EndLSN - 8 + q.ungated
 	}
 	tx := Txn{CommitLSN: at, CommitTime: when}
 	for i := range invs {

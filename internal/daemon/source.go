@@ -103,13 +103,11 @@ func (d *daemon) catalogChanged(ctx context.Context, queue *ordering.Queue, chan
 	}
 }
 
-// knownCatalog is the state of the catalogs that was last acted upon, before this
-// process if need be: DDL that the log is silent about may have come while no
-// daemon ran. What cannot be known counts as changed.
+// knownCatalog is the state of the catalogs that was last acted upon, as this
+// Redis has it: one that came back with older data has lost what was done since, and
+// DDL that the log is silent about may have come while no daemon ran. What cannot be
+// known counts as changed.
 func (d *daemon) knownCatalog(ctx context.Context, now replication.CatalogState) (replication.CatalogState, error) {
-	if before := d.watcher.Load(); before != nil {
-		return before.State(), nil
-	}
 	stored, err := d.sink.LoadCatalog(ctx)
 	if err != nil || stored != nil {
 		return stored, err

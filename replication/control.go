@@ -57,9 +57,9 @@ func connect(ctx context.Context, url, purpose string, params map[string]string)
 	return conn, nil
 }
 
-// closeControl closes with a bound of its own, since the caller's context may be
+// CloseControl closes with a bound of its own, since the caller's context may be
 // the reason for closing.
-func closeControl(ctx context.Context, conn *pgx.Conn) {
+func CloseControl(ctx context.Context, conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx) // the connection is given up, whatever it says

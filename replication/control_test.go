@@ -24,7 +24,7 @@ func controlConn(t *testing.T, url string) *pgx.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { closeControl(context.Background(), conn) })
+	t.Cleanup(func() { CloseControl(context.Background(), conn) })
 	return conn
 }
 
@@ -163,7 +163,7 @@ func TestStandbyAndWALLevelAreRefused(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), "SHOW data_directory").Scan(&dataDir); err != nil {
 		t.Fatal(err)
 	}
-	closeControl(t.Context(), conn)
+	CloseControl(t.Context(), conn)
 	if err := server.Stop(t.Context(), localserver.Fast); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func readNewEpoch(t *testing.T, url string, before Epoch) Epoch {
 		if err == nil {
 			var e Epoch
 			e, err = ReadEpoch(t.Context(), conn)
-			closeControl(t.Context(), conn)
+			CloseControl(t.Context(), conn)
 			if err == nil && !e.CheckpointerStart.IsZero() && !e.CheckpointerStart.Equal(before.CheckpointerStart) {
 				return e
 			}

@@ -99,7 +99,7 @@ func (h *Heartbeat) session(ctx context.Context) (progress bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer closeControl(ctx, conn)
+	defer CloseControl(ctx, conn)
 	tick := time.NewTicker(h.o.Interval)
 	defer tick.Stop()
 	for {
@@ -125,7 +125,7 @@ func (h *Heartbeat) connect(ctx context.Context) (*pgx.Conn, error) {
 	// A heartbeat proves order in the log, for which our own flush is enough. It
 	// must not hang on a standby that is missing, nor wait for the WAL writer.
 	if _, err := conn.Exec(bounded, `SET synchronous_commit = local`); err != nil {
-		closeControl(ctx, conn)
+		CloseControl(ctx, conn)
 		return nil, serverError("prepare the heartbeat's connection", err, "")
 	}
 	return conn, nil

@@ -58,14 +58,14 @@ func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, er
 		err = serverError("prepare the visibility gate", err, "")
 	}
 	if err != nil {
-		closeControl(ctx, conn)
+		CloseControl(ctx, conn)
 		return nil, err
 	}
 	return q, nil
 }
 
 // Close closes the connection.
-func (q *QueryConn) Close(ctx context.Context) { closeControl(ctx, q.conn) }
+func (q *QueryConn) Close(ctx context.Context) { CloseControl(ctx, q.conn) }
 
 // Snapshot returns pg_current_snapshot() as text: xmin:xmax:xip_list.
 func (q *QueryConn) Snapshot(ctx context.Context) (string, error) {

@@ -225,7 +225,7 @@ func (w *CatalogWatcher) session(ctx context.Context) (progress bool, err error)
 	if err != nil {
 		return false, err
 	}
-	defer closeControl(ctx, conn)
+	defer CloseControl(ctx, conn)
 	tick := time.NewTicker(w.o.Interval)
 	defer tick.Stop()
 	for {

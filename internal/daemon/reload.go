@@ -55,7 +55,7 @@ func (d *daemon) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer closeConn(ctx, conn)
+	defer replication.CloseControl(ctx, conn)
 	// What the watcher finds of added tables at its next look counts as known,
 	// so that look comes before the check.
 	if w := d.watcher.Load(); w != nil {

@@ -80,7 +80,7 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer func() { closeConn(ctx, control) }()
+	defer func() { replication.CloseControl(ctx, control) }()
 	setup, err := replication.Setup(ctx, control, d.setupOptions(d.plan.Load()))
 	lost := errors.Is(err, replication.ErrSlotLost)
 	if err != nil && !lost {

@@ -26,12 +26,6 @@ func (d *daemon) connectFor(purpose string) func(context.Context) (*pgx.Conn, er
 	}
 }
 
-func closeConn(ctx context.Context, conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = conn.Close(ctx) // given up, whatever it says
-}
-
 // measureClock notes how far the database's clock is from ours, so that commit
 // times can be compared with now.
 func (d *daemon) measureClock(ctx context.Context, conn *pgx.Conn) error {

@@ -34,8 +34,7 @@ func connect(ctx context.Context, url, purpose string, params map[string]string)
 	const op = "connect to the source"
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, &ConfigError{Op: op, Problem: "source.url cannot be read", Err: err,
-			Fix: "use the form postgres://user:password@host:5432/database?sslmode=verify-full"}
+		return nil, urlError(op, err)
 	}
 	maps.Copy(cfg.RuntimeParams, sessionParams)
 	maps.Copy(cfg.RuntimeParams, map[string]string{

@@ -84,6 +84,9 @@ func serverError(op string, err error, grant string) error {
 		if errors.Is(err, context.Canceled) {
 			return fmt.Errorf("%s: %w", op, err)
 		}
+		if err := tlsError(op, err); err != nil {
+			return err
+		}
 		var connect *pgconn.ConnectError
 		var network net.Error
 		if errors.As(err, &connect) || errors.As(err, &network) || pgconn.Timeout(err) ||

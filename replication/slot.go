@@ -175,14 +175,18 @@ func createSlotError(ctx context.Context, conn *pgx.Conn, op string, err error, 
 		}
 		return &UnavailableError{Op: op, Err: fmt.Errorf("%w: %w", ErrBlockedByTransactions, err), Hint: hint}
 	case "53400": // configuration_limit_exceeded
-		return &ConfigError{Op: op, Problem: "all replication slots of the server are taken", Err: err,
-			Fix: "drop one that nothing needs (SELECT slot_name, active, wal_status FROM pg_replication_slots;)\n" +
-				"or: ALTER SYSTEM SET max_replication_slots = <more>;  -- and restart the server"}
+		return slotsTaken(op, err)
 	case "42710": // duplicate_object: another daemon was quicker
 		return &UnavailableError{Op: op, Err: err, Hint: "another process has just made it"}
 	}
 	return serverError(op, err, "ALTER ROLE "+quoteIdentifier(role)+" REPLICATION;\n"+
 		"(on a managed service grant its role instead, such as rds_replication)")
+}
+
+func slotsTaken(op string, err error) error {
+	return &ConfigError{Op: op, Problem: "all replication slots of the server are taken", Err: err,
+		Fix: "drop one that nothing needs (SELECT slot_name, active, wal_status FROM pg_replication_slots;)\n" +
+			"or: ALTER SYSTEM SET max_replication_slots = <more>;  -- and restart the server"}
 }
 
 // openTransactions lists the oldest few, by pid or global id only: their

@@ -30,6 +30,8 @@ type StreamOptions struct {
 	// below wal_sender_timeout, after which the server drops a silent client.
 	StatusInterval time.Duration
 	Logger         *slog.Logger
+
+	begin func(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) // nil: startReplication
 }
 
 // Stream is one attachment to the slot. One goroutine owns it: it calls Fill,
@@ -62,7 +64,10 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	netConn, err := startReplication(ctx, conn, o.Slot, o.Publication)
+	if o.begin == nil {
+		o.begin = startReplication
+	}
+	netConn, err := o.begin(ctx, conn, o.Slot, o.Publication)
 	if err != nil {
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()

@@ -141,17 +141,8 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
 	return replication.OpenStream(ctx, replication.StreamOptions{
 		URL: d.file.Source.URL.Reveal(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
-		StatusInterval: statusInterval(server.WALSenderTimeout), Logger: d.log,
+		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log,
 	})
-}
-
-// statusInterval is how often the server hears from us: often enough for its own
-// view of the slot to be current, and well within the silence that it tolerates.
-func statusInterval(walSenderTimeout time.Duration) time.Duration {
-	if walSenderTimeout <= 0 {
-		return time.Second
-	}
-	return min(time.Second, walSenderTimeout/4)
 }
 
 func (d *daemon) setupOptions(plan *mapping.Plan) replication.SetupOptions {

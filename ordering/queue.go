@@ -191,6 +191,14 @@ func (q *Queue) Take(ctx context.Context) (*Batch, error) {
 	}
 }
 
+// Waiting is how many invalidations have not been taken yet, and how long their
+// keys are together. Those being applied now are not among them.
+func (q *Queue) Waiting() (invalidations, bytes int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.fill.Len(), len(q.fill.arena)
+}
+
 // Empty says that there is nothing to take.
 func (q *Queue) Empty() bool {
 	q.mu.Lock()

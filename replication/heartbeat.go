@@ -11,9 +11,12 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
 // HeartbeatPrefix is the prefix of the logical messages that a Heartbeat emits.
@@ -50,8 +53,9 @@ type HeartbeatOptions struct {
 // the sequence number under a key drawn at start. What is outstanding need not be
 // remembered, however far behind the stream is.
 type Heartbeat struct {
-	o   HeartbeatOptions
-	key [32]byte
+	o      HeartbeatOptions
+	key    [32]byte
+	logEnd atomic.Uint64
 
 	mu       sync.Mutex
 	sent     uint64 // sequence of the last one tried
@@ -141,18 +145,26 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 	// The time is taken by the database before the message's transaction commits,
 	// so whatever was visible by then lies before it in the log. It travels in the
 	// message because the message may well be back before this statement's answer.
-	_, err := conn.Exec(ctx, `
-		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)`,
-		HeartbeatPrefix, string(content))
+	var at string
+	err := conn.QueryRow(ctx, `
+		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)::text`,
+		HeartbeatPrefix, string(content)).Scan(&at)
 	if err != nil {
 		return serverError("send a heartbeat", err, "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO <the role>;")
 	}
 	h.o.Metrics.heartbeatSent.Inc()
+	if end, err := lsn.Parse(at); err == nil {
+		h.logEnd.Store(uint64(end))
+	}
 	h.mu.Lock()
 	h.lastErr = nil
 	h.mu.Unlock()
 	return nil
 }
+
+// LogEnd is where the source's log ended when the last heartbeat was written; 0
+// before the first.
+func (h *Heartbeat) LogEnd() lsn.LSN { return lsn.LSN(h.logEnd.Load()) }
 
 // head is a content up to the time.
 func (h *Heartbeat) head(seq uint64) []byte {

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/cli"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 func main() {
@@ -26,5 +27,6 @@ func main() {
 			}
 		}
 	}()
+	sink.DiscardClientLog()
 	os.Exit(cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, cli.WithReload(reload)))
 }

@@ -33,7 +33,8 @@ SIGHUP: reads the file again and takes it into use between two transactions; a f
 with faults is refused, with a condition that says so, and the old one stays.
 
 Status over HTTP, from this machine only unless --http says otherwise: /livez,
-/readyz, /healthz (what is wrong and how to mend it) and /metrics.`,
+/readyz, /healthz (what is wrong and how to mend it), /status (see the command of that
+name) and /metrics.`,
 		Example: `  cdc-invalidator run --config mappings.yaml
   cdc-invalidator run --config mappings.yaml --http 0.0.0.0:9464 --log-format json
   cdc-invalidator run --config mappings.yaml --http off --log-level debug`,
@@ -57,7 +58,7 @@ Status over HTTP, from this machine only unless --http says otherwise: /livez,
 				return err
 			}
 			err = daemon.Run(cmd.Context(), daemon.Options{
-				Config: config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
+				Version: build.Version, Commit: build.Commit, Config: config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
 			})
 			if err == nil {
 				logger.Info("stopped")

@@ -35,6 +35,8 @@ import (
 
 // Options configures Run.
 type Options struct {
+	Version    string        // of the program, for /status
+	Commit     string        // the same
 	Config     string        // path of the mappings file
 	File       *mapping.File // instead of Config, for embedding; cannot be reloaded
 	HTTP       string        // address of the admin API; empty for none
@@ -62,6 +64,9 @@ type daemon struct {
 	sink    *sink.Redis
 	metrics *metrics
 	health  *health
+
+	started  time.Time
+	progress progress
 
 	heartbeat *replication.Heartbeat
 	watcher   atomic.Pointer[replication.CatalogWatcher]
@@ -122,7 +127,7 @@ func newDaemon(o Options) (*daemon, error) {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
 	}
-	d := &daemon{o: o, log: o.Logger, file: file}
+	d := &daemon{o: o, log: o.Logger, file: file, started: time.Now()}
 	d.plan.Store(plan)
 	d.metrics = newMetrics(o.Registry)
 	d.health = newHealth(d)
@@ -151,6 +156,7 @@ func (d *daemon) now() time.Time {
 // applied reports a batch that Redis has acknowledged.
 func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 	now := d.now()
+	d.progress.done(b)
 	d.metrics.applied(b, now)
 	d.health.progress(now, freshAsOf)
 	if d.o.OnApplied != nil {

@@ -57,7 +57,10 @@ func (r *receiver) run(ctx context.Context) error {
 
 // confirm hands on what may be confirmed by now; the stream tells Postgres with
 // its next status update.
-func (r *receiver) confirm() { r.stream.Confirm(r.window.Confirmable(r.window.Seen())) }
+func (r *receiver) confirm() {
+	r.stream.Confirm(r.window.Confirmable(r.window.Seen()))
+	r.d.progress.read(r.stream.ReceivedLSN(), r.stream.ConfirmedLSN())
+}
 
 // farewell confirms what the applier finished after the stream was left, so that
 // less is sent again at the next start.

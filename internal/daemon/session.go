@@ -289,6 +289,8 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
 
+	commit, end := d.sink.Durable()
+	d.progress.attached(setup, queue, commit, end)
 	d.streaming(setup)
 	err := r.run(streamCtx)
 	if cause := context.Cause(streamCtx); cause != nil && !errors.Is(cause, context.Canceled) {

@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -26,6 +27,29 @@ func urlError(op string, err error) error {
 	return &ConfigError{Op: op, Problem: problem,
 		Fix: "use the form postgres://user:password@host:5432/database?sslmode=verify-full\n" +
 			"/ @ : ? # % in a password are written as %2F %40 %3A %3F %23 %25"}
+}
+
+// SameServer says whether two URLs differ in nothing but who we are and how we prove
+// it: user, password, certificates.
+func SameServer(a, b string) bool {
+	x, err1 := pgconn.ParseConfig(a)
+	y, err2 := pgconn.ParseConfig(b)
+	if err1 != nil || err2 != nil || x.Database != y.Database || !sameHost(x.Host, x.Port, y.Host, y.Port) {
+		return false
+	}
+	return slices.EqualFunc(x.Fallbacks, y.Fallbacks, func(f, g *pgconn.FallbackConfig) bool {
+		return sameHost(f.Host, f.Port, g.Host, g.Port)
+	})
+}
+
+func sameHost(host1 string, port1 uint16, host2 string, port2 uint16) bool {
+	return host1 == host2 && port1 == port2
+}
+
+// RefusesLogin says that the server does not take the user or the password.
+func RefusesLogin(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "28P01" || pg.Code == "28000")
 }
 
 // tlsError says what a failed TLS handshake asks for; nil when err is none.

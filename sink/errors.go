@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/tlsfault"
 )
 
 // ErrNodeChanged means that Redis may have lost acknowledged writes: another
@@ -196,6 +198,9 @@ func classify(err error) (Kind, string) {
 			return r.kind, r.hint
 		}
 		return KindOther, ""
+	}
+	if fault, ok := tlsfault.Find(err); ok {
+		return KindConfiguration, fault.Problem + "; " + tlsFix(fault.Kind)
 	}
 	var ne net.Error
 	switch {

@@ -45,6 +45,7 @@ type Options struct {
 // called at any time from any other.
 type Redis struct {
 	endpoint   *endpoint
+	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
 	controlKey string
 	region     string
 	slot       string
@@ -113,12 +114,13 @@ func Open(o Options) (*Redis, error) {
 		writer:     hex.EncodeToString(nonce[:]),
 		now:        time.Now,
 	}
+	r.login.Store(e)
 	r.backend.Store(r.newBackend())
 	return r, nil
 }
 
 func (r *Redis) newBackend() *backend {
-	return newBackend(r.endpoint, newGuard(r.scripts, r.metrics.connections.Inc))
+	return newBackend(&r.login, newGuard(r.scripts, r.metrics.connections.Inc))
 }
 
 // Close closes the connections. Calls under way fail.

@@ -67,6 +67,7 @@ type daemon struct {
 
 	started  time.Time
 	progress progress
+	secrets  secrets
 
 	heartbeat *replication.Heartbeat
 	watcher   atomic.Pointer[replication.CatalogWatcher]
@@ -127,7 +128,7 @@ func newDaemon(o Options) (*daemon, error) {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
 	}
-	d := &daemon{o: o, log: o.Logger, file: file, started: time.Now()}
+	d := &daemon{o: o, log: o.Logger, file: file, started: time.Now(), secrets: secrets{source: file.Source.URL}}
 	d.plan.Store(plan)
 	d.metrics = newMetrics(o.Registry)
 	d.health = newHealth(d)
@@ -168,6 +169,9 @@ func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 }
 
 func (d *daemon) failing(condition string, err error) {
+	if refusesLogin(err) {
+		d.rereadSecrets()
+	}
 	if d.health.set(condition, false, err.Error(), fixFor(condition)) {
 		d.log.Warn("waiting for "+condition, "error", err)
 	}

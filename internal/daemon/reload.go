@@ -48,10 +48,10 @@ func (d *daemon) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if file.Source != d.file.Source || file.Redis != d.file.Redis {
-		d.log.Warn("source and redis settings are read at start only; restart to change them")
+	if !d.takeSecrets(file) {
+		d.log.Warn("of source and redis, only passwords and certificates change while it runs; restart to change the rest")
 	}
-	conn, err := replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), "reload")
+	conn, err := replication.ConnectControl(ctx, d.sourceURL(), "reload")
 	if err != nil {
 		return err
 	}

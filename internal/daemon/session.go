@@ -34,7 +34,7 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			return nil
 		}
 		var config *replication.ConfigError
-		if errors.As(err, &config) && !streamed {
+		if (errors.As(err, &config) || needsAPerson(err)) && !streamed {
 			return err
 		}
 		d.metrics.sessions.WithLabelValues(endReason(err)).Inc()
@@ -75,8 +75,8 @@ func endReason(err error) string {
 // session attaches to both sides, streams, and returns why it ended. attached
 // says whether it got as far as streaming.
 func (d *daemon) session(ctx context.Context) (attached bool, err error) {
-	url := d.file.Source.URL.Reveal()
-	control, err := replication.ConnectControl(ctx, url, "setup")
+	d.rereadSecrets()
+	control, err := replication.ConnectControl(ctx, d.sourceURL(), "setup")
 	if err != nil {
 		return false, err
 	}
@@ -140,7 +140,7 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
 	return replication.OpenStream(ctx, replication.StreamOptions{
-		URL: d.file.Source.URL.Reveal(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
+		URL: d.sourceURL(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
 		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log,
 	})
 }

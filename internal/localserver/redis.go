@@ -26,6 +26,16 @@ type RedisOptions struct {
 	Args []string
 	// Password that clients must give; empty for none.
 	Password string
+	// TLS makes the server listen with TLS on a second port (TLSPort). A container
+	// cannot.
+	TLS *RedisTLS
+}
+
+// RedisTLS is a certificate in PEM, and what is asked of clients.
+type RedisTLS struct {
+	Cert, Key []byte
+	// ClientCA is whose certificates clients must have one of; empty when they need none.
+	ClientCA []byte
 }
 
 // Redis is a running server, or one that was stopped for the moment. Unless it was
@@ -33,6 +43,7 @@ type RedisOptions struct {
 type Redis struct {
 	server
 	password string
+	tlsPort  *port // nil without TLS
 }
 
 // StartRedis starts a server. When it fails nothing is left.
@@ -58,6 +69,16 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 	if o.Password != "" {
 		args = append(args, "--requirepass", o.Password, "--masterauth", o.Password)
 	}
+	if o.TLS != nil {
+		if inDocker {
+			return nil, errors.New("start redis: TLS needs an installed server (CDC_SERVERS=local)")
+		}
+		more, err := r.prepareTLS(o.TLS)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, more...)
+	}
 	if inDocker {
 		// The client passes SIGTERM on, but cannot catch SIGKILL.
 		r.deathSignal = syscall.SIGTERM
@@ -82,6 +103,41 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// prepareTLS writes the files and returns the arguments that name them.
+func (r *Redis) prepareTLS(o *RedisTLS) (args []string, err error) {
+	if r.tlsPort, err = claimPort(); err != nil {
+		return nil, err
+	}
+	args = []string{"--tls-port", strconv.Itoa(r.tlsPort.number), "--tls-auth-clients", "no"}
+	if len(o.ClientCA) > 0 {
+		args[3] = "yes"
+	}
+	for _, f := range []struct {
+		setting, name string
+		content       []byte
+	}{{"--tls-cert-file", "server.crt", o.Cert}, {"--tls-key-file", "server.key", o.Key}, {"--tls-ca-cert-file", "clients.crt", o.ClientCA}} {
+		if len(f.content) == 0 {
+			continue
+		}
+		if err := r.writeFile(f.name, f.content); err != nil {
+			return nil, err
+		}
+		args = append(args, f.setting, filepath.Join(r.path, f.name))
+	}
+	return args, nil
+}
+
+// TLSPort on 127.0.0.1, of a server that was started with TLS.
+func (r *Redis) TLSPort() int { return r.tlsPort.number }
+
+// Close ends the server if it runs and removes everything that it left.
+func (r *Redis) Close() error {
+	if r.tlsPort != nil {
+		defer r.tlsPort.release()
+	}
+	return r.server.Close()
 }
 
 func (r *Redis) socketPath() string { return filepath.Join(r.path, "redis.sock") }

@@ -66,6 +66,18 @@ func (s *server) prepare(dir string, accounts ...string) error {
 	return err
 }
 
+// writeFile writes a file of the server's folder that only its account can read.
+func (s *server) writeFile(name string, content []byte) error {
+	path := filepath.Join(s.path, name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return fmt.Errorf("prepare %s: %w", s.name, err)
+	}
+	if err := s.account.own(path); err != nil {
+		return fmt.Errorf("prepare %s: %w", s.name, err)
+	}
+	return nil
+}
+
 func (s *server) logPath() string { return filepath.Join(s.path, "server.log") }
 
 // command is an installed program run in the server's folder as its account.

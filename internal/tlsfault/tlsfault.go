@@ -43,7 +43,7 @@ func Find(err error) (Fault, bool) {
 		name      x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		record    tls.RecordHeaderError
-		alert     tls.AlertError
+		remote    *net.OpError
 	)
 	switch {
 	case err == nil:
@@ -58,8 +58,8 @@ func Find(err error) (Fault, bool) {
 		return Fault{UnknownAuthority, "this system has no list of trusted authorities"}, true
 	case errors.Is(err, ErrNoTLS), errors.As(err, &record):
 		return Fault{NoTLS, "the server does not speak TLS there"}, true
-	case errors.As(err, &alert):
-		return fromAlert(alert)
+	case errors.As(err, &remote) && remote.Op == "remote error" && remote.Err != nil:
+		return fromAlert(remote.Err)
 	}
 	return Fault{}, false
 }
@@ -115,7 +115,13 @@ var clientAlerts = map[tls.AlertError]string{
 	116: "the server wants a client certificate",
 }
 
-func fromAlert(a tls.AlertError) (Fault, bool) {
-	problem, ok := clientAlerts[a]
-	return Fault{ClientCertificate, problem}, ok
+// fromAlert recognises the peer's alert. The library has no exported type for it, but
+// one whose values have the same texts.
+func fromAlert(err error) (Fault, bool) {
+	for alert, problem := range clientAlerts {
+		if err.Error() == alert.Error() {
+			return Fault{ClientCertificate, problem}, true
+		}
+	}
+	return Fault{}, false
 }

@@ -174,12 +174,24 @@ func wrap(op, addr, position string, err error) error {
 		}
 		return &e
 	}
+	if answer, ok := unknownCommand(err); ok {
+		return &Error{Op: op, Addr: addr, Position: position, Err: errors.New(answer), Kind: KindConfiguration,
+			Hint: "the server has this command disabled or under another name; the daemon needs it as it is"}
+	}
 	e := &Error{Op: op, Addr: addr, Position: position, Err: err}
 	e.Kind, e.Hint = classify(err)
 	if e.Kind == KindNodeChanged && !errors.Is(err, ErrNodeChanged) {
 		e.Err = fmt.Errorf("%w: %w", ErrNodeChanged, err)
 	}
 	return e
+}
+
+// unknownCommand recognises a command that the server does not have (renamed, disabled,
+// not of this service), and returns its answer without what it repeats of the command:
+// the arguments are keys.
+func unknownCommand(err error) (answer string, ok bool) {
+	text, _, repeats := strings.Cut(err.Error(), ", with args beginning with")
+	return text, replyCode(err) == "ERR" && (repeats || strings.Contains(text, "unknown command") || strings.Contains(text, "Unknown Redis command"))
 }
 
 func classify(err error) (Kind, string) {

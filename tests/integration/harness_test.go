@@ -154,7 +154,14 @@ func (w *world) launch(env ...string) *process {
 // launchBinary is launch with another build of the daemon.
 func (w *world) launchBinary(path string, env ...string) *process {
 	w.t.Helper()
-	p := &process{w: w, cmd: exec.Command(path, "run", "--config", w.config, "--http", "127.0.0.1:0", "--log-level", "debug"), done: make(chan struct{})}
+	return w.spawn(path, env, "run", "--config", w.config, "--http", "127.0.0.1:0", "--log-level", "debug")
+}
+
+// spawn starts a command of the program in the background. All that it prints is
+// searched for secrets when the test ends.
+func (w *world) spawn(path string, env []string, args ...string) *process {
+	w.t.Helper()
+	p := &process{w: w, cmd: exec.Command(path, args...), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -180,7 +181,9 @@ func (w *world) command(args ...string) (code int, stdout, stderr string) {
 		w.t.Fatal(err)
 	}
 	var out, errOut lockedBuffer
-	cmd := exec.CommandContext(w.t.Context(), path, args...)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	cmd.Env = os.Environ()
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {

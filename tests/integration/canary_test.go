@@ -160,10 +160,10 @@ func TestNoKeyOfARefusedCommandIsShown(t *testing.T) {
 	w.secrets.addText("with args", "a command's arguments")
 	p := w.launch()
 	w.eventually("the refusal is told of", func() bool {
-		return p.logged("unknown command 'HGETALL'") > 0 && p.logged("disabled or under another name") > 0
+		return p.logged("unknown command 'hgetall'") > 0 && p.logged("disabled or under another name") > 0
 	})
 	p.collect()
-	if !strings.Contains(p.pages.String(), "unknown command 'HGETALL'") {
+	if !strings.Contains(p.pages.String(), "unknown command 'hgetall'") {
 		t.Errorf("the condition does not say why:\n%s", p.pages.String())
 	}
 	p.kill()

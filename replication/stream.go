@@ -94,10 +94,13 @@ func (s *Stream) Confirm(l lsn.LSN) {
 }
 
 // Committed tells when the transaction of the last message committed, by the
-// server's clock. One that was sent long after is the sign of a backlog, which
-// bytes alone do not show: read without pauses, a backlog trickles.
-func (s *Stream) Committed(at time.Time) {
-	s.paced.behind(time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros))*time.Microsecond > backlogAge)
+// server's clock, and returns how long after that it was sent. One that was sent long
+// after is the sign of a backlog, which bytes alone do not show: read without
+// pauses, a backlog trickles.
+func (s *Stream) Committed(at time.Time) (age time.Duration) {
+	age = time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros)) * time.Microsecond
+	s.paced.behind(age > backlogAge)
+	return age
 }
 
 // CatchingUp says that there is a backlog: work is better done in bulk than at

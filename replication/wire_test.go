@@ -168,7 +168,7 @@ func TestStreamOverAUnixSocket(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	paced, peer := pair(t, "unix", filepath.Join(dir, "s"))
-	if !paced.unix {
+	if paced.pause != catchUpPauseUnix {
 		t.Error("a Unix socket is not known for one")
 	}
 	s := newStream(paced, paced, time.Hour)

@@ -106,11 +106,7 @@ func (c *LookupCall) Render(columns []string, rows [][][]byte, out *Output) erro
 			out.buf = value{data: data, null: data == nil}.append(out.buf)
 		}
 		out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-		inv := Invalidation{Op: OpDelete, Family: t.family, Tenant: c.tenant, Key: out.buf[start:len(out.buf):len(out.buf)]}
-		if t.family.Versioned {
-			inv.Op = OpAdvance
-		}
-		out.Invalidations = append(out.Invalidations, inv)
+		out.key(t.family, c.tenant, out.buf[start:len(out.buf):len(out.buf)])
 	}
 	return nil
 }

@@ -84,7 +84,7 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	retryForever(ctx, func() (bool, error) { return h.session(ctx) }, func(err error, next time.Duration) {
+	repeatForever(ctx, h.connect, h.send, h.o.Interval, nil, func(err error, next time.Duration) {
 		h.mu.Lock()
 		h.lastErr = err
 		h.mu.Unlock()
@@ -92,27 +92,6 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		h.o.Logger.Warn("cannot send heartbeats", "error", err, "retry_in", next)
 	})
 	return nil
-}
-
-func (h *Heartbeat) session(ctx context.Context) (progress bool, err error) {
-	conn, err := h.connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer CloseControl(ctx, conn)
-	tick := time.NewTicker(h.o.Interval)
-	defer tick.Stop()
-	for {
-		if err := h.send(ctx, conn); err != nil {
-			return progress, err
-		}
-		progress = true
-		select {
-		case <-ctx.Done():
-			return true, ctx.Err()
-		case <-tick.C:
-		}
-	}
 }
 
 func (h *Heartbeat) connect(ctx context.Context) (*pgx.Conn, error) {

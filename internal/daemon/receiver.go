@@ -160,7 +160,6 @@ func (r *receiver) handle(data []byte) error {
 		r.queue.Commit(ordering.Position{
 			Timeline: r.timeline, CommitLSN: m.Commit.CommitLSN, EndLSN: m.Commit.EndLSN, CommitTime: m.Commit.CommitTime,
 		}, r.beat)
-		r.reload()
 		failpoint.Hit(failpoint.Decoded)
 	case decoder.KindRelation:
 		r.bind(m.Relation)

@@ -127,7 +127,7 @@ func TestCluster(t *testing.T) {
 	c := newCluster(t)
 	for _, n := range c.nodes {
 		args := []any{"acl", "setuser", "cdc", "on", ">hunter2"}
-		for _, f := range strings.Fields(neededRights + " " + clusterRights) {
+		for _, f := range strings.Fields(neededRights + " ~top " + clusterRights) {
 			args = append(args, f)
 		}
 		if err := n.Do(t.Context(), args...).Err(); err != nil {
@@ -179,8 +179,16 @@ func TestCluster(t *testing.T) {
 	if err != nil || len(n.Primaries) != 3 {
 		t.Errorf("node %+v, %v", n, err)
 	}
-	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t), versioned(t)}, nil); err != nil {
+	unversioned := numbered("t:%d:search:0:shoes", 100)
+	fill(t, c.client, unversioned...)
+	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t), versioned(t), family(t, "top")}, nil); err != nil {
 		t.Error(err)
+	}
+	if n := present(t, c.client, unversioned...); n != 0 {
+		t.Errorf("%d values that were cached without a version are left", n)
+	}
+	if v := c.client.Get(t.Context(), "top").Val(); len(v) != 40 {
+		t.Errorf("the version of all is %q after the purge", v)
 	}
 	if control, err := r.Load(t.Context()); err != nil || control.Applied != 200 {
 		t.Errorf("%+v, %v", control, err)

@@ -45,6 +45,21 @@ func TestStopFinishesAndStartDoesNotRepeat(t *testing.T) {
 	p.stop()
 }
 
+// Connections are scarce on the source: the one that sets everything up is given
+// back once the daemon streams.
+func TestConnectionsWhileStreaming(t *testing.T) {
+	w := itemsWorld(t, 10)
+	p := w.start()
+	w.update(0, 1) // the gate connects when there is something to ask
+	w.settle(p)
+	w.eventually("the connection for the setup is closed, and the others are there", func() bool {
+		return query[string](w, `SELECT coalesce(string_agg(application_name, ', ' ORDER BY application_name), '') FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name LIKE 'cdc-invalidator%'`) ==
+			"cdc-invalidator, cdc-invalidator catalog, cdc-invalidator gate, cdc-invalidator heartbeat"
+	})
+	p.stop()
+}
+
 // SIGTERM while Redis hangs: the daemon ends with 0 in bounded time, and what it had
 // not applied is applied by the next.
 func TestStopWhileRedisHangs(t *testing.T) {

@@ -208,6 +208,16 @@ func openTransactions(ctx context.Context, conn *pgx.Conn) string {
 // It never drops a slot that could still be read. What came before the new
 // slot's position must count as changed.
 func RecreateSlot(ctx context.Context, conn *pgx.Conn, name string) (Slot, error) {
+	return replaceSlot(ctx, conn, name, false)
+}
+
+// ReplaceSlot is RecreateSlot for a slot that can be read, but of which the caller
+// knows that it does not send everything.
+func ReplaceSlot(ctx context.Context, conn *pgx.Conn, name string) (Slot, error) {
+	return replaceSlot(ctx, conn, name, true)
+}
+
+func replaceSlot(ctx context.Context, conn *pgx.Conn, name string, readable bool) (Slot, error) {
 	server, err := ReadServer(ctx, conn)
 	if err != nil {
 		return Slot{}, err
@@ -220,18 +230,19 @@ func RecreateSlot(ctx context.Context, conn *pgx.Conn, name string) (Slot, error
 		return Slot{}, err
 	}
 	if found {
-		if err := slot.check(server.Database); !errors.Is(err, ErrSlotLost) {
-			if err == nil {
-				err = fmt.Errorf("recreate slot %s: it is not lost, and is left alone", name)
-			}
+		switch err := slot.check(server.Database); {
+		case errors.Is(err, ErrSlotLost):
+		case err != nil:
 			return Slot{}, err
+		case !readable:
+			return Slot{}, fmt.Errorf("recreate slot %s: it is not lost, and is left alone", name)
 		}
 		if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name); err != nil {
 			var pg *pgconn.PgError
 			if errors.As(err, &pg) && pg.Code == "55006" {
-				return Slot{}, fmt.Errorf("drop lost slot %s: %w: %w", name, ErrSlotInUse, err)
+				return Slot{}, fmt.Errorf("drop slot %s: %w: %w", name, ErrSlotInUse, err)
 			}
-			return Slot{}, serverError("drop lost slot "+name, err, "ALTER ROLE "+quoteIdentifier(server.Role)+" REPLICATION;")
+			return Slot{}, serverError("drop slot "+name, err, "ALTER ROLE "+quoteIdentifier(server.Role)+" REPLICATION;")
 		}
 	}
 	return createSlot(ctx, conn, name, server.Role)

@@ -68,6 +68,11 @@ type daemon struct {
 	// clockOffset is the database's clock minus ours, in nanoseconds, so that
 	// commit times can be compared with now.
 	clockOffset atomic.Int64
+	// owed is a gap whose purge is not done: what the daemon knows by itself, should Redis
+	// not have been told. spoilt says that the slot has to be made anew for it. Both belong
+	// to the goroutine of attachForever.
+	owed   string
+	spoilt bool
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -12,6 +13,9 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
+
+// publishTimeout bounds an attempt to publish a state when a session ends.
+const publishTimeout = 3 * time.Second
 
 // announceGap attaches to Redis and publishes a gap there, before a slot is made. Where
 // Redis has no generation nothing was promised, and there is no gap.
@@ -32,12 +36,42 @@ func (d *daemon) announceGap(ctx context.Context, control *pgx.Conn, reason stri
 	if found && !slot.Lost() {
 		return fmt.Errorf("slot %s has just been made by another process", slot.Name)
 	}
+	return d.publish(ctx, stored, reason)
+}
+
+// publishGap is announceGap for a slot that is there, and that this daemon knows to be
+// of no use.
+func (d *daemon) publishGap(ctx context.Context, reason string) error {
+	stored, err := d.attachRedis(ctx)
+	if err != nil || !stored.Found || stored.Generation == 0 {
+		return err
+	}
+	return d.publish(ctx, stored, reason)
+}
+
+func (d *daemon) publish(ctx context.Context, stored sink.Control, reason string) error {
 	d.health.set(conditionGap, false, reason, fixFor(conditionGap))
 	if stored.State == sink.StateGap {
 		return nil
 	}
 	d.log.Warn("publishing a gap before a slot is made", "reason", reason)
 	return d.sink.SetState(ctx, sink.StateGap, reason)
+}
+
+// skipped notes that the server has gone past changes without sending them. A new
+// daemon must know it too, so it is published at once. Where that fails because Redis is
+// away, one that starts anew meets the same notice: nothing behind it is confirmed.
+//
+// For the same reason the slot has to be made anew: it would skip the same changes again.
+func (d *daemon) skipped(ctx context.Context, err error) {
+	d.owed, d.spoilt = "the server skipped changes", true
+	d.log.Error("the server skipped changes: a gap", "error", err)
+	d.health.set(conditionGap, false, d.owed, fixFor(conditionGap))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	if err := d.sink.SetState(ctx, sink.StateGap, d.owed); err != nil {
+		d.log.Warn("the gap is not published yet", "error", err)
+	}
 }
 
 // resume decides whether the stored checkpoint proves that the slot still holds
@@ -87,6 +121,9 @@ func (d *daemon) trust(ctx context.Context) error {
 
 // gap says why it cannot be proved that nothing was lost, or "" when it can.
 func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (string, error) {
+	if d.owed != "" {
+		return d.owed, nil
+	}
 	if !stored.Found || stored.Generation == 0 {
 		if setup.SlotCreated {
 			return "", nil // nothing was promised before
@@ -144,6 +181,7 @@ func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) e
 	if err := d.sink.PurgeAll(ctx, d.plan.Load().Families(), d.purgeProgress); err != nil {
 		return fmt.Errorf("purge after a gap: %w", err)
 	}
+	d.owed = ""
 	d.log.Info("gap closed: every mapped family is purged")
 	return nil
 }

@@ -130,6 +130,15 @@ func (d *daemon) setUp(ctx context.Context, control *pgx.Conn) (replication.Setu
 	o.BeforeSlot = func(ctx context.Context) error { return d.announceGap(ctx, control, "the slot is missing") }
 	setup, err := replication.Setup(ctx, control, o)
 	switch {
+	case err == nil && d.spoilt && !setup.SlotCreated:
+		if err := d.publishGap(ctx, d.owed); err != nil {
+			return setup, err
+		}
+		if setup.Slot, err = replication.ReplaceSlot(ctx, control, setup.Slot.Name); err != nil {
+			return setup, err
+		}
+		setup.SlotCreated, d.spoilt = true, false
+		return setup, nil
 	case errors.Is(err, replication.ErrSlotMissing): // somebody else has to make it
 		return setup, errors.Join(err, d.announceGap(ctx, control, "the slot is missing"))
 	case !errors.Is(err, replication.ErrSlotLost):
@@ -219,6 +228,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	}
 	stopStreaming()
 	_ = helpers.Wait() // all return nil, always
+	if errors.Is(err, replication.ErrChangesSkipped) {
+		d.skipped(ctx, err)
+	}
 	queue.Close()
 	timer := time.AfterFunc(drainTimeout, stopApplying)
 	defer timer.Stop()

@@ -87,6 +87,12 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 	switch {
 	case gap == "" && stored.Found:
 		d.log.Info("resuming", "slot", setup.Slot.Name, "confirmed", setup.Slot.ConfirmedLSN, "applied", stored.Applied)
+		// A restart that can have lost nothing is not to be judged again by what is set later.
+		if source.Epoch != stored.Source.Epoch {
+			if err := d.sink.SetEpoch(ctx, source.Epoch); err != nil {
+				return 0, false, err
+			}
+		}
 		return stored.Applied, true, d.trust(ctx)
 	case gap == "":
 		if err := d.sink.StartGeneration(ctx, source); err != nil {
@@ -155,12 +161,12 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	// A crash under synchronous_commit = off takes back commits that readers saw,
 	// and sends nothing.
 	if changed, why := epochChanged(stored.Source.Epoch, setup.Epoch); changed {
-		unsafe, err := replication.LosesCommits(ctx, control)
+		cause, err := replication.LosesCommits(ctx, control)
 		if err != nil {
 			return "", err
 		}
-		if unsafe {
-			return "the source runs with synchronous_commit = off and may have lost commits: " + why, nil
+		if cause != "" {
+			return "the source may have lost commits: " + cause + ", and " + why, nil
 		}
 	}
 	return "", nil

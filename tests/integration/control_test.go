@@ -114,6 +114,29 @@ func TestStopAppliesWhatIsInHand(t *testing.T) {
 	w.wantKept(100, 200)
 }
 
+// A restart of the source that can have lost nothing is over and done with: what is set
+// later is not held against it.
+func TestHarmlessRestartIsJudgedOnce(t *testing.T) {
+	w, pg, _ := privateWorld(t, 200, nil)
+	w.start().stop()
+	restart(t, pg, localserver.Fast)
+	w.reconnect()
+	w.start().stop()
+	w.exec("CREATE ROLE batch_jobs", "ALTER ROLE batch_jobs SET synchronous_commit = off")
+	w.cacheRows(0, 100)
+	p := w.start()
+	w.wantKept(0, 100)
+	if p.logged("gap: ") > 0 {
+		t.Error("a gap for a restart that was judged harmless before")
+	}
+	p.stop()
+	// From now on a restart may lose commits.
+	w.cacheRows(0, 100)
+	restart(t, pg, localserver.Fast)
+	w.reconnect()
+	w.wantGap("synchronous_commit").stop()
+}
+
 // The slot's confirmed position goes back, as it does when Postgres crashes before it
 // has saved the slot. What is sent again must neither be lost nor done again.
 func TestConfirmedPositionGoesBack(t *testing.T) {

@@ -153,12 +153,14 @@ func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, e
 	return slot, nil
 }
 
-// allowLongWait raises the bound of control connections to a minute, once: with
-// the usual one, a source that is never without a transaction of some seconds
-// would never get its slot. A bound that the caller has set stays.
+// allowLongWait raises the bounds of control connections to a minute, once: with
+// the usual ones, a source that is never without a transaction of some seconds
+// would never get its slot. To wait for a transaction is to wait for a lock, so both bounds
+// count. One that the caller has set stays.
 func allowLongWait(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `SELECT set_config('statement_timeout', '1min', false)
-		WHERE current_setting('statement_timeout') = $1`, controlStatementTimeout)
+	_, err := conn.Exec(ctx, `SELECT set_config(name, '1min', false)
+		FROM (VALUES ('statement_timeout', $1), ('lock_timeout', $2)) AS usual (name, bound)
+		WHERE current_setting(name) = bound`, controlStatementTimeout, controlLockTimeout)
 	return err
 }
 
@@ -168,7 +170,7 @@ func createSlotError(ctx context.Context, conn *pgx.Conn, op string, err error, 
 		return serverError(op, err, "")
 	}
 	switch pg.Code {
-	case "57014": // query_canceled: our statement_timeout
+	case "57014", "55P03": // query_canceled, lock_not_available: our statement_timeout or lock_timeout
 		hint := "the server waits for open transactions"
 		if names := openTransactions(ctx, conn); names != "" {
 			hint += ": " + names

@@ -367,7 +367,7 @@ func TestScriptFlush(t *testing.T) {
 		t.Fatal(err)
 	}
 	flush()
-	if err := r.SetState(t.Context(), StatePaused, "x"); err != nil {
+	if err := r.SetState(t.Context(), StateCatchingUp, "x"); err != nil {
 		t.Fatal(err)
 	}
 	flush()

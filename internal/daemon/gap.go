@@ -116,15 +116,6 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 	return 0, false, d.trust(ctx)
 }
 
-// trust publishes that nothing is missing but what is still to come through the slot.
-func (d *daemon) trust(ctx context.Context) error {
-	if err := d.sink.SetState(ctx, sink.StateOK, ""); err != nil {
-		return err
-	}
-	d.health.set(conditionGap, true, "", "")
-	return nil
-}
-
 // gap says why it cannot be proved that nothing was lost, or "" when it can.
 func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (string, error) {
 	if d.owed != "" {

@@ -220,6 +220,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return watcher.Run(streamCtx) })
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
+	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
 
 	d.streaming(setup)
 	err := r.run(streamCtx)

@@ -184,7 +184,7 @@ func TestDefaults(t *testing.T) {
 		if want := (Redis{Prefix: "inv:", ReplayWindow: 30 * time.Second, ScanRate: 20_000}); f.Redis != want {
 			t.Errorf("redis %+v", f.Redis)
 		}
-		if want := (Source{Slot: Slot{Name: "cdc_invalidator"}, Publication: Publication{Name: "cdc_invalidator"}}); f.Source != want {
+		if want := (Source{Slot: Slot{Name: "cdc_invalidator"}, Publication: Publication{Name: "cdc_invalidator"}, DefaultHeartbeat: true}); f.Source != want {
 			t.Errorf("source %+v", f.Source)
 		}
 	}

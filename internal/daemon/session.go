@@ -130,25 +130,22 @@ func (d *daemon) setUp(ctx context.Context, control *pgx.Conn) (replication.Setu
 	o.BeforeSlot = func(ctx context.Context) error { return d.announceGap(ctx, control, "the slot is missing") }
 	setup, err := replication.Setup(ctx, control, o)
 	switch {
-	case err == nil && d.spoilt && !setup.SlotCreated:
-		if err := d.publishGap(ctx, d.owed); err != nil {
-			return setup, err
-		}
-		if setup.Slot, err = replication.ReplaceSlot(ctx, control, setup.Slot.Name); err != nil {
-			return setup, err
-		}
-		setup.SlotCreated, d.spoilt = true, false
-		return setup, nil
 	case errors.Is(err, replication.ErrSlotMissing): // somebody else has to make it
-		return setup, errors.Join(err, d.announceGap(ctx, control, "the slot is missing"))
-	case !errors.Is(err, replication.ErrSlotLost):
-		return setup, err
+		err = errors.Join(err, d.announceGap(ctx, control, "the slot is missing"))
+	case errors.Is(err, replication.ErrSlotLost):
+		if err = d.announceGap(ctx, control, "the slot has lost its WAL"); err == nil {
+			setup.Slot, err = replication.RecreateSlot(ctx, control, setup.Slot.Name)
+			setup.SlotCreated = err == nil
+		}
+	case err == nil && d.spoilt && !setup.SlotCreated:
+		if err = d.publishGap(ctx, d.owed); err == nil {
+			setup.Slot, err = replication.ReplaceSlot(ctx, control, setup.Slot.Name)
+			setup.SlotCreated = err == nil
+		}
 	}
-	if err := d.announceGap(ctx, control, "the slot has lost its WAL"); err != nil {
-		return setup, err
+	if setup.SlotCreated {
+		d.spoilt = false
 	}
-	setup.Slot, err = replication.RecreateSlot(ctx, control, setup.Slot.Name)
-	setup.SlotCreated = err == nil
 	return setup, err
 }
 

@@ -46,6 +46,15 @@ type LookupCall struct {
 // ID identifies the query and its arguments.
 func (c *LookupCall) ID() string { return c.id }
 
+// Size is about what the call takes in memory.
+func (c *LookupCall) Size() int {
+	n := len(c.id)
+	for _, p := range c.params {
+		n += len(p)
+	}
+	return n
+}
+
 // SQL is the query, with $1... for Params.
 func (c *LookupCall) SQL() string { return c.lookup.sql }
 

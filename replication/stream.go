@@ -50,7 +50,6 @@ type Stream struct {
 	received  lsn.LSN // highest position seen
 	keepalive lsn.LSN // walEnd of the newest keepalive that Next passed
 	confirmed lsn.LSN // what the status updates confirm
-	sent      lsn.LSN // what the last one confirmed
 	replyDue  bool
 	statusAt  time.Time // when the next update is due at the latest
 }
@@ -106,9 +105,6 @@ func (s *Stream) Committed(at time.Time) (age time.Duration) {
 // CatchingUp says that there is a backlog: work is better done in bulk than at
 // once.
 func (s *Stream) CatchingUp() bool { return s.paced.catchUp }
-
-// ReceivedLSN is the highest position that the server has mentioned.
-func (s *Stream) ReceivedLSN() lsn.LSN { return s.received }
 
 // KeepaliveLSN is the end of WAL as the last keepalive before the current
 // message told it: everything below it that concerns this slot has been sent.
@@ -266,14 +262,10 @@ func (s *Stream) writeStatus() error {
 	if _, err := s.conn.Write(b[:]); err != nil {
 		return fmt.Errorf("status update for slot %s: %w", s.opts.Slot, err)
 	}
-	s.sent = s.confirmed
 	s.replyDue = false
 	s.statusAt = now.Add(s.opts.StatusInterval)
 	return nil
 }
-
-// ConfirmedLSN is the position that the last status update confirmed.
-func (s *Stream) ConfirmedLSN() lsn.LSN { return s.sent }
 
 func (s *Stream) buffered() (bool, error) {
 	n, err := frameLen(s.buf[s.r:s.w])

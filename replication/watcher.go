@@ -208,7 +208,8 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 		}
 		w.wait = nil
 	}()
-	repeatForever(ctx, w.o.Connect, w.lookOnce, w.o.Interval, w.look, func(err error, next time.Duration) {
+	pace := func() time.Duration { return w.o.Interval }
+	repeatForever(ctx, w.o.Connect, w.lookOnce, pace, w.look, func(err error, next time.Duration) {
 		w.mu.Lock()
 		w.lastErr = err
 		w.mu.Unlock()

@@ -178,8 +178,8 @@ func TestStreamOverAUnixSocket(t *testing.T) {
 		all = append(all, xlogData(i+1, "0123456789")...)
 	}
 	go func() { _, _ = peer.Write(all) }()
-	if got := receive(t, s, n); len(got) != n || s.ReceivedLSN() != n {
-		t.Errorf("%d messages up to %v", len(got), s.ReceivedLSN())
+	if got := receive(t, s, n); len(got) != n || s.received != n {
+		t.Errorf("%d messages up to %v", len(got), s.received)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

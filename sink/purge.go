@@ -30,7 +30,7 @@ type Progress struct {
 }
 
 // PurgeAll removes everything of the families: with redis.dedicated the whole
-// database, else what a scan finds, at the configured rate. Version keys are
+// database, else what scans find, at the configured rate. Version keys are
 // moved on, to a value they never had. Resend after any error.
 func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progress func(Progress)) error {
 	r.mu.Lock()
@@ -120,8 +120,69 @@ func (r *Redis) purgeBatch(ctx context.Context, be *backend, b *ordering.Batch) 
 	return nil
 }
 
-// purge removes what a family's pattern matches on every primary, or moves it
-// forward where the keys are versions.
+// purge makes stale all that a family has, or all that a tenant has in it.
+//
+// Of a versioned family it moves the version key, whether it is there or not, where
+// there is a single one for all of that. Else it moves the version keys that are
+// there; a key that is not there cannot be found, so what readers cached under the
+// version that they take then is removed itself.
+func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenant []byte, stream string, at lsn.LSN) (int64, error) {
+	if key, ok := f.VersionKey(tenant); ok {
+		if err := r.moveVersion(ctx, be, key, stream, at); err != nil {
+			return 0, err
+		}
+		r.metrics.purges.Inc()
+		return 1, nil
+	}
+	total, err := r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.Pattern(tenant), versioned: f.Versioned, stream: stream, at: at})
+	if err == nil && f.Versioned {
+		var n int64
+		n, err = r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.AbsentPattern(tenant)})
+		total += n
+	}
+	if err == nil {
+		r.metrics.purges.Inc()
+	}
+	return total, err
+}
+
+// moveVersion moves one version key. A key that is not there becomes a version of
+// our own stream, since one of a lower stream would be the same each time.
+func (r *Redis) moveVersion(ctx context.Context, be *backend, key []byte, stream string, at lsn.LSN) error {
+	streams := []string{r.stream()}
+	if stream != streams[0] {
+		streams = append(streams, stream) // counts up what is there by now
+	}
+	for attempt := 1; ; attempt++ {
+		c, err := be.nodeFor(ctx, string(key))
+		if err != nil {
+			return err
+		}
+		nb := &nodeBatch{client: c, addr: be.addr(c)}
+		if err := be.guard.node(nb.addr); err != nil {
+			return err
+		}
+		r.plan.reset()
+		for _, s := range streams {
+			cmd := r.scripts.advance.command(ctx, []any{&keyArg{b: key}}, []any{s, at.Hex()})
+			r.plan.advances = append(r.plan.advances, cmd)
+			nb.cmds = append(nb.cmds, cmd)
+		}
+		_ = send(ctx, c, nb.cmds...) // each command's error is looked at
+		if err = be.followAsk(ctx, nb); err == nil {
+			err = r.settle(be, nb.addr, nb.cmds)
+		}
+		if err == nil || attempt == attempts {
+			return err
+		}
+		if err := r.mendAll(ctx, be, err); err != nil {
+			return err
+		}
+	}
+}
+
+// scanAll removes what a pattern matches on every primary, or moves it forward
+// where the keys are versions.
 //
 // SCAN returns every key that is there from its start to its end, at least once.
 // A key that a reader writes meanwhile is not old: its lease was taken after the
@@ -129,8 +190,7 @@ func (r *Redis) purgeBatch(ctx context.Context, be *backend, b *ordering.Batch) 
 // removed. In a cluster a key may in addition move from a node not yet scanned to
 // one already scanned; so when slots were moving, everything is scanned once
 // more: what moved during the first pass lies still in the second.
-func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenant []byte, stream string, at lsn.LSN) (int64, error) {
-	proto := scan{r: r, be: be, pattern: f.Pattern(tenant), versioned: f.Versioned, stream: stream, at: at}
+func (r *Redis) scanAll(ctx context.Context, be *backend, proto scan) (int64, error) {
 	var total int64
 	for pass := 1; ; pass++ {
 		before, err := be.layout(ctx)
@@ -154,7 +214,6 @@ func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenan
 		}
 		quiet := !redirected && !before.moving && !after.moving && before.owners == after.owners
 		if quiet || pass == 2 {
-			r.metrics.purges.Inc()
 			return total, nil
 		}
 	}

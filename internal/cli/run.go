@@ -50,6 +50,7 @@ Status over HTTP, from this machine only unless --http says otherwise: /livez,
 			if err != nil {
 				return err
 			}
+			logRedisTo(logger)
 			build := readBuildInfo()
 			logger.Info("starting", "version", build.Version, "commit", build.Commit, "config", config)
 			registry, err := processRegistry(build)

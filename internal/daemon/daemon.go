@@ -68,6 +68,14 @@ type daemon struct {
 	// clockOffset is the database's clock minus ours, in nanoseconds, so that
 	// commit times can be compared with now.
 	clockOffset atomic.Int64
+	// owed is a gap whose purge is not done: what the daemon knows by itself, should Redis
+	// not have been told. spoilt says that the slot has to be made anew for it. Both belong
+	// to the goroutine of attachForever.
+	owed   string
+	spoilt bool
+	// published is the state that this attachment has written last: of trust, then of
+	// keepState.
+	published sink.State
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]
 }
@@ -152,7 +160,7 @@ func (d *daemon) now() time.Time {
 func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 	now := d.now()
 	d.metrics.applied(b, now)
-	d.health.progress(now, freshAsOf)
+	d.health.progress(freshAsOf)
 	if d.o.OnApplied != nil {
 		d.o.OnApplied(Applied{
 			At: now, Stats: b.Stats(), Keys: b.Len(), Txns: b.Txns(),

@@ -48,7 +48,11 @@ func (d *daemon) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if file.Source != d.file.Source || file.Redis != d.file.Redis {
+	source, follow := file.Source, file.Source.DefaultHeartbeat && d.file.Source.DefaultHeartbeat
+	if follow {
+		source.Heartbeat = d.file.Source.Heartbeat // follows the classes, below
+	}
+	if source != d.file.Source || file.Redis != d.file.Redis {
 		d.log.Warn("source and redis settings are read at start only; restart to change them")
 	}
 	conn, err := replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), "reload")
@@ -76,6 +80,9 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	d.findings(result.Findings)
 	d.plan.Store(plan)
+	if follow {
+		d.heartbeat.SetInterval(file.Source.Heartbeat)
+	}
 	// A session that began meanwhile made its watcher from the old plan.
 	if w := d.watcher.Load(); w != nil {
 		w.Watch(plan.Tables())

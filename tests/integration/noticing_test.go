@@ -78,6 +78,12 @@ func (n *noticing) accept() {
 	}
 }
 
+// wait waits for as long as a test holds the stream up.
+func (n *noticing) wait() {
+	n.stall.Lock()
+	defer n.stall.Unlock()
+}
+
 // serve hands on one connection. The server's side is read message by message, so that
 // a notice can stand between two.
 func (n *noticing) serve(in, out net.Conn) {
@@ -107,8 +113,7 @@ func (n *noticing) serve(in, out net.Conn) {
 		}
 		message := append(head[:], body...)
 		if streams && head[0] == 'd' {
-			n.stall.Lock()
-			n.stall.Unlock() //nolint:staticcheck // whoever holds it decides for how long
+			n.wait()
 		}
 		if streams && head[0] == 'd' && n.notice.CompareAndSwap(true, false) {
 			fields := "SWARNING\x00VWARNING\x00C55000\x00Mskipped loading publication\x00\x00"

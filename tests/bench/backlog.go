@@ -336,7 +336,8 @@ func (b *bench) waitApplied(ctx context.Context, p *process, slot string, end ls
 		if err != nil {
 			return err
 		}
-		if m[0] == "ok" && m[1] != nil {
+		// After a backlog the state is ok only with the next heartbeat.
+		if m[1] != nil && (m[0] == "ok" || end > 0 && m[0] == "catching_up") {
 			at, err := lsn.ParseHex(m[1].(string))
 			if err != nil {
 				return err

@@ -2,6 +2,7 @@ package localserver
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -26,6 +26,8 @@ type RedisOptions struct {
 	Args []string
 	// Password that clients must give; empty for none.
 	Password string
+	// Containers run the server where no installed program does. Nil: Docker.
+	Containers Containers
 }
 
 // Redis is a running server, or one that was stopped for the moment. Unless it was
@@ -38,7 +40,8 @@ type Redis struct {
 // StartRedis starts a server. When it fails nothing is left.
 func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 	prog, missing := findRedis(ctx)
-	inDocker, err := useDocker(ctx, missing)
+	containers := cmp.Or[Containers](o.Containers, Docker{})
+	inContainer, err := useContainer(ctx, missing, containers)
 	if err != nil {
 		return nil, err
 	}
@@ -58,25 +61,23 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 	if o.Password != "" {
 		args = append(args, "--requirepass", o.Password, "--masterauth", o.Password)
 	}
-	if inDocker {
-		// The client passes SIGTERM on, but cannot catch SIGKILL.
+	port := strconv.Itoa(r.port.number)
+	if inContainer {
+		// The docker client passes SIGTERM on, but cannot catch SIGKILL.
 		r.deathSignal = syscall.SIGTERM
-		image := redisImage()
-		r.version = image
-		args = append(append([]string{"redis-server", "--protected-mode", "no"}, args...), o.Args...)
-		if strings.Contains(image, "valkey") {
-			args[0] = "valkey-server"
+		if hostNetwork {
+			args = append([]string{"--port", port, "--bind", "127.0.0.1"}, args...)
 		}
-		r.container, err = createContainer(ctx, image, r.port, 6379, nil, args)
+		// Without the program's name: that is the image's own, redis or valkey.
+		args = append(append([]string{"--protected-mode", "no"}, args...), o.Args...)
+		if err := r.createContainer(ctx, containers, redisImage(), 6379, nil, args); err != nil {
+			return nil, err
+		}
 	} else {
-		r.version = redisVersion(prog)
-		args = append([]string{"--port", strconv.Itoa(r.port.number), "--bind", "127.0.0.1", "--dir", r.path,
+		args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", r.path,
 			"--unixsocket", r.socketPath(), "--unixsocketperm", "700", "--daemonize", "no"}, args...)
 		args = append(args, o.Args...)
-		r.newCommand = func() *exec.Cmd { return r.command(prog.path, args...) }
-	}
-	if err != nil {
-		return nil, err
+		r.install(redisVersion(prog), func() *exec.Cmd { return r.command(prog.path, args...) })
 	}
 	if err := r.Start(ctx); err != nil {
 		return nil, err

@@ -55,6 +55,8 @@ type Container interface {
 	Signal(sig syscall.Signal) error
 	// Exec runs a command in it, as root.
 	Exec(ctx context.Context, argv ...string) error
+	// Offline runs a command on the volumes of the container while it is stopped.
+	Offline(ctx context.Context, argv ...string) error
 	// PID of its main process as the host sees it.
 	PID() int
 	// Remove ends it and removes it with its volumes.

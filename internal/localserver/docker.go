@@ -79,7 +79,7 @@ func (Docker) Create(ctx context.Context, spec ContainerSpec) (Container, error)
 	if _, err := docker(ctx, dockerTimeout, argv...); err != nil {
 		return nil, fmt.Errorf("create a container of %s: %w", spec.Image, err)
 	}
-	return &dockerContainer{name: spec.Name, deathSignal: spec.DeathSignal}, nil
+	return &dockerContainer{name: spec.Name, image: spec.Image, deathSignal: spec.DeathSignal}, nil
 }
 
 // Sweep implements Containers.
@@ -97,7 +97,7 @@ func (Docker) Sweep(ctx context.Context, gone func(owner string) bool) {
 }
 
 type dockerContainer struct {
-	name        string
+	name, image string
 	deathSignal syscall.Signal
 }
 
@@ -119,6 +119,12 @@ func (c *dockerContainer) Signal(sig syscall.Signal) error {
 
 func (c *dockerContainer) Exec(ctx context.Context, argv ...string) error {
 	_, err := docker(ctx, dockerTimeout, append([]string{"exec", "--user", "0", c.name}, argv...)...)
+	return err
+}
+
+func (c *dockerContainer) Offline(ctx context.Context, argv ...string) error {
+	_, err := docker(ctx, dockerTimeout, append([]string{"run", "--rm", "--network", "none", "--user", "0", "--volumes-from", c.name,
+		"--entrypoint", argv[0], c.image}, argv[1:]...)...)
 	return err
 }
 

@@ -236,6 +236,36 @@ func (p *Postgres) signalBackend(pid int, sig syscall.Signal) error {
 	return syscall.Kill(pid, sig)
 }
 
+// SaveData makes a copy of the files of a stopped server, for RestoreData.
+func (p *Postgres) SaveData(ctx context.Context) error {
+	return p.offline(ctx, "save the data", `cd "$PGDATA" && mkdir saved && for f in *; do [ "$f" = saved ] || cp -a "$f" saved/; done`)
+}
+
+// RestoreData replaces the files of a stopped server with the copy that SaveData made.
+func (p *Postgres) RestoreData(ctx context.Context) error {
+	return p.offline(ctx, "restore the data", `cd "$PGDATA" && for f in *; do [ "$f" = saved ] || rm -rf "$f"; done && mv saved/* . && rmdir saved`)
+}
+
+func (p *Postgres) offline(ctx context.Context, what, script string) error {
+	if p.Running() {
+		return fmt.Errorf("%s of postgres: it is running", what)
+	}
+	ctx, cancel := context.WithTimeout(ctx, dockerTimeout)
+	defer cancel()
+	var err error
+	if p.container != nil {
+		err = p.container.Offline(ctx, "sh", "-ec", script)
+	} else {
+		cmd := exec.CommandContext(ctx, "sh", "-ec", script)
+		cmd.Env = append(environment(), "PGDATA="+p.dataDir())
+		err = cmd.Run()
+	}
+	if err != nil {
+		return fmt.Errorf("%s of postgres: %w", what, err)
+	}
+	return nil
+}
+
 // busy: what a server logs when something of its predecessor is still there.
 func busy(log string) bool {
 	return strings.Contains(log, "pre-existing shared memory block") ||

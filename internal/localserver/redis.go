@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -118,6 +119,18 @@ func (r *Redis) userinfo() *url.Userinfo {
 
 // Stop asks the server to end, and waits for that.
 func (r *Redis) Stop(ctx context.Context) error { return r.stop(ctx, syscall.SIGTERM) }
+
+// RemoveSaved removes what a running server has saved with SAVE, so that it is empty
+// after its next start.
+func (r *Redis) RemoveSaved(ctx context.Context) error {
+	if r.container != nil {
+		return r.container.Exec(ctx, "rm", "-f", "dump.rdb")
+	}
+	if err := os.Remove(filepath.Join(r.path, "dump.rdb")); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // pingRedis speaks the few bytes that are needed itself, so that this package has no
 // client whose pool and retries would be in the way. A server that loads its data

@@ -20,6 +20,7 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/exec"
 	tclog "github.com/testcontainers/testcontainers-go/log"
+	"github.com/testcontainers/testcontainers-go/wait"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 )
@@ -100,7 +101,7 @@ func (Containers) Create(ctx context.Context, spec localserver.ContainerSpec) (l
 		}
 		return nil, fmt.Errorf("create a container of %s: %w", spec.Image, err)
 	}
-	return &testContainer{p, c}, nil
+	return &testContainer{p, spec.Image, c}, nil
 }
 
 // Sweep implements localserver.Containers.
@@ -127,6 +128,7 @@ func (Containers) Sweep(ctx context.Context, gone func(owner string) bool) {
 
 type testContainer struct {
 	provider *testcontainers.DockerProvider
+	image    string
 	testcontainers.Container
 }
 
@@ -197,6 +199,24 @@ func (c *testContainer) Exec(ctx context.Context, argv ...string) error {
 		err = fmt.Errorf("%s: exit code %d: %s", argv[0], code, bytes.TrimSpace(said))
 	}
 	return err
+}
+
+func (c *testContainer) Offline(ctx context.Context, argv ...string) error {
+	defer c.provider.Close()
+	other, err := c.provider.RunContainer(ctx, testcontainers.ContainerRequest{
+		Image: c.image, Entrypoint: argv, WaitingFor: wait.ForExit(),
+		HostConfigModifier: func(h *container.HostConfig) {
+			h.VolumesFrom, h.NetworkMode = []string{c.GetContainerID()}, network.NetworkNone
+		},
+	})
+	if err != nil {
+		return errors.Join(err, testcontainers.TerminateContainer(other))
+	}
+	state, err := other.State(ctx)
+	if err == nil && state.ExitCode != 0 {
+		err = fmt.Errorf("%s: exit code %d", argv[0], state.ExitCode)
+	}
+	return errors.Join(err, testcontainers.TerminateContainer(other))
 }
 
 func (c *testContainer) PID() int {

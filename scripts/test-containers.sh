@@ -48,6 +48,7 @@ for p in $postgres; do
   done
 done
 
-printf '\nwhat ran in containers: %s%s\n' "$*" x
+RUN=${RUN:-.}
+printf "\nwhat ran in containers: %s%s\n" "$*" "$([ "$RUN" = . ] || printf ", only %s" "$RUN")"
 printf '  %s\n' "${table[@]}"
 exit $failed

@@ -74,7 +74,12 @@ make_tree() {
       --customize-hook='copy-in local/redis-entrypoint.sh /usr/local/bin'
       --customize-hook='mkdir -p "$1/data"'
     ) ;;
-    golang:*) options+=(--customize-hook="cp -a '$(go env GOROOT)' \"\$1/usr/local/go\"") ;;
+    # With the authorities that this machine trusts: where packages come through a proxy, its
+    # own is among them.
+    golang:*) options+=(
+      --customize-hook="cp -a '$(go env GOROOT)' \"\$1/usr/local/go\""
+      --customize-hook='copy-in /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs'
+    ) ;;
     prometheus:*) options+=(--customize-hook='mkdir -p "$1/prometheus" && chroot "$1" chown prometheus: /prometheus') ;;
   esac
   # Nothing in a container starts services, and nobody reads manuals there.

@@ -233,7 +233,7 @@ func TestPostgresGoesAway(t *testing.T) {
 			l.until(300)
 			l.end()
 			w.settle(p)
-			w.wantFresh(100)
+			w.wantFresh(50)
 			if p.logged("gap: ") > 0 {
 				t.Error("a gap, although nothing was lost")
 			}

@@ -230,10 +230,10 @@ func TestVariablesCannotBecomeStructure(t *testing.T) {
 }
 
 func TestExpand(t *testing.T) {
-	env := environment(map[string]string{"A": "1", "EMPTY": "", "file:/f": "x\ny\r\n\n", "D": "$$ ${A}"})
+	env := environment(map[string]string{"A": "1", "EMPTY": "", "file:/f": "x\ny\r\n\n", "F_FILE": "/f", "A_FILE": "/f", "EMPTY_FILE": "", "G_FILE": "/none", "D": "$$ ${A}"})
 	for in, want := range map[string]string{
 		"": "", "plain": "plain", "${A}": "1", "a${A}b${A}c": "a1b1c", "${B:-x}": "x", "${EMPTY:-x}": "x", "${EMPTY}": "", "${B:-}": "",
-		"${A:-x}": "1", "$$": "$", "$${A}": "${A}", "$A $": "$A $", "$1": "$1", "${file:/f}": "x\ny", "${D}": "$$ ${A}", "${B:-a:-b}": "a:-b",
+		"${A:-x}": "1", "$$": "$", "$${A}": "${A}", "$A $": "$A $", "$1": "$1", "${file:/f}": "x\ny", "${F}": "x\ny", "${F:-d}": "x\ny", "${D}": "$$ ${A}", "${B:-a:-b}": "a:-b",
 	} {
 		if got, err := env.expand(in); err != nil || got != want {
 			t.Errorf("%q is expanded to %q, %+v; want %q", in, got, err, want)
@@ -241,7 +241,7 @@ func TestExpand(t *testing.T) {
 	}
 	for in, want := range map[string]string{
 		"${B}": "variable B is not set", "${A": "without '}'", "${}": "not a reference", "${A-b}": "not a reference", "${file:}": "names no file",
-		"${file:/none}": "read /none: file does not exist",
+		"${file:/none}": "read /none: file does not exist", "${G:-a secret file that is missing is no reason for a default}": "read /none: file does not exist",
 	} {
 		if got, err := env.expand(in); err == nil || !strings.Contains(err.problem, want) {
 			t.Errorf("%q is expanded to %q, %+v; want an error with %q", in, got, err, want)

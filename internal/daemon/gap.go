@@ -77,7 +77,8 @@ func (d *daemon) skipped(ctx context.Context, err error) {
 // resume decides whether the stored checkpoint proves that the slot still holds
 // everything which Redis has not got. If so, it returns the position up to which
 // transactions can be skipped. If not, that is a gap: it is published first, then
-// every mapped family is purged, and counting begins anew. resumed says which.
+// every mapped family is purged, and counting begins anew. resumed says which; if not,
+// the state is to be trusted once the catalogs are stored.
 func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (skip lsn.LSN, resumed bool, err error) {
 	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: encodeEpoch(setup.Epoch)}
 	gap, err := d.gap(ctx, control, setup, stored)
@@ -108,12 +109,9 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 	// Persisted before anything is acknowledged: a slot that was later replaced shows by
 	// a confirmed position above this.
 	at := setup.Slot.ConfirmedLSN
-	if err := d.sink.Checkpoint(ctx, sink.Checkpoint{
+	return 0, false, d.sink.Checkpoint(ctx, sink.Checkpoint{
 		Position: ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: 0, EndLSN: at}, SystemID: setup.Epoch.SystemID,
-	}); err != nil {
-		return 0, false, err
-	}
-	return 0, false, d.trust(ctx)
+	})
 }
 
 // gap says why it cannot be proved that nothing was lost, or "" when it can.

@@ -111,8 +111,9 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	}
 	if resumed {
 		catalog, err = d.knownCatalog(ctx, catalog)
-	} else {
-		err = d.sink.SaveCatalog(ctx, catalog)
+	} else if err = d.sink.SaveCatalog(ctx, catalog); err == nil {
+		// Last: a daemon that ends after it has nothing to make up for at its next start.
+		err = d.trust(ctx)
 	}
 	if err != nil {
 		return false, err

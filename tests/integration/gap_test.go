@@ -3,9 +3,6 @@ package integration
 import (
 	"io"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -180,15 +177,9 @@ func TestSourceTakenBackToACopyIsAGap(t *testing.T) {
 	if err := pg.Stop(t.Context(), localserver.Fast); err != nil {
 		t.Fatal(err)
 	}
-	data := filepath.Join(filepath.Dir(pg.LogPath()), "data")
-	saved := data + ".copy"
-	run := func(name string, args ...string) {
-		t.Helper()
-		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", name, err, out)
-		}
+	if err := pg.SaveData(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	run("cp", "-a", data, saved)
 	if err := pg.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -202,10 +193,9 @@ func TestSourceTakenBackToACopyIsAGap(t *testing.T) {
 	if err := pg.Stop(t.Context(), localserver.Fast); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.RemoveAll(data); err != nil {
+	if err := pg.RestoreData(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	run("mv", saved, data)
 	if err := pg.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

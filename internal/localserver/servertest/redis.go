@@ -30,7 +30,7 @@ func Redis(t testing.TB) *RedisDatabase {
 		func() {
 			defer shared.mu.Unlock() // need ends the test's goroutine when it fails
 			shared.need(t, func(ctx context.Context, dir string) (err error) {
-				shared.redis, err = localserver.StartRedis(ctx, localserver.RedisOptions{Dir: dir})
+				shared.redis, err = localserver.StartRedis(ctx, localserver.RedisOptions{Containers: Containers{}, Dir: dir})
 				return err
 			})
 		}()
@@ -80,6 +80,7 @@ func newClient(t testing.TB, url string) *redis.Client {
 // PrivateRedis starts a server for t alone, closed at the end of the test.
 func PrivateRedis(t testing.TB, o localserver.RedisOptions) *localserver.Redis {
 	t.Helper()
+	o.Containers = Containers{}
 	r, err := localserver.StartRedis(t.Context(), o)
 	if err != nil {
 		t.Fatalf("servertest: %v", err)

@@ -24,10 +24,10 @@ RUN  ?= .
 # Each package may start servers of its own; two at a time suit two cores.
 PARALLEL ?= 2
 
-.PHONY: help build demo test setup check bench lint verify clean
+.PHONY: help build demo test test-containers test-matrix images setup check bench lint verify clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/cdc-invalidator, static
 	@echo "building $(BIN) $(VERSION)"
@@ -41,6 +41,15 @@ test: check ## run all tests on real servers, with the race detector (PKG=./sink
 	@scripts/setup-servers.sh --test
 	@echo "test: $$(go version), $$(uname -sm), $$(getconf _NPROCESSORS_ONLN) cores"
 	go test -race -p $(PARALLEL) -timeout 15m -run '$(RUN)' $(PKG)
+
+test-containers: ## run the tests that need servers on containers (CDC_POSTGRES=17 CDC_REDIS=redis:8, PKG, RUN)
+	@RUN='$(RUN)' PARALLEL=$(PARALLEL) scripts/test-containers.sh $(if $(filter command,$(firstword $(origin PKG))),$(PKG))
+
+test-matrix: ## the same on each supported pair of versions, for a nightly run (takes an hour)
+	@RUN='$(RUN)' PARALLEL=$(PARALLEL) scripts/test-containers.sh --matrix $(if $(filter command,$(firstword $(origin PKG))),$(PKG))
+
+images: ## build the local container images from Debian's packages, for where no registry answers
+	@docker/images.sh build
 
 check: # format and vet: what must be right before a test is worth its time
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' 2>/dev/null || find . -name '*.go')); \

@@ -14,7 +14,8 @@ type expandError struct {
 }
 
 // expand replaces ${NAME}, ${NAME:-default} and ${file:PATH} in a scalar's value,
-// and $$ by $. It works on values after parsing, so nothing that a variable holds
+// and $$ by $. Where NAME is unset or empty and NAME_FILE is set, it is what that file
+// holds. It works on values after parsing, so nothing that a variable holds
 // can become structure. A default is used for an empty variable too.
 func (e *Env) expand(s string) (string, *expandError) {
 	if !strings.Contains(s, "$") {
@@ -64,6 +65,10 @@ func (e *Env) reference(ref string) (string, *expandError) {
 	var ok bool
 	if e.LookupEnv != nil {
 		value, ok = e.LookupEnv(name)
+		// As container images do it: a secret comes as a file, and a variable says where.
+		if path, named := e.LookupEnv(name + "_FILE"); value == "" && named && path != "" {
+			return e.file(path)
+		}
 	}
 	switch {
 	case hasDefault && value == "":

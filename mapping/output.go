@@ -72,10 +72,19 @@ func (o *Output) Reset() {
 	o.Widened = [numReasons]uint32{}
 }
 
+// key adds one that was rendered from the family's target.
+func (o *Output) key(f *Family, tenant, key []byte) {
+	op := OpDelete
+	if f.Versioned {
+		op = OpAdvance
+	}
+	o.Invalidations = append(o.Invalidations, Invalidation{Op: op, Family: f, Tenant: tenant, Key: key})
+}
+
 // purge widens to the family, or to a tenant of it.
 func (o *Output) purge(f *Family, tenant []byte) {
 	if key, ok := f.VersionKey(tenant); ok {
-		o.Invalidations = append(o.Invalidations, Invalidation{Op: OpAdvance, Family: f, Tenant: tenant, Key: key})
+		o.key(f, tenant, key)
 		return
 	}
 	o.Invalidations = append(o.Invalidations, Invalidation{Op: OpPurge, Family: f, Tenant: tenant})

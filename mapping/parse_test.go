@@ -184,7 +184,7 @@ func TestDefaults(t *testing.T) {
 		if want := (Redis{Prefix: "inv:", ReplayWindow: 30 * time.Second, ScanRate: 20_000}); f.Redis != want {
 			t.Errorf("redis %+v", f.Redis)
 		}
-		if want := (Source{Slot: Slot{Name: "cdc_invalidator"}, Publication: Publication{Name: "cdc_invalidator"}}); f.Source != want {
+		if want := (Source{Slot: Slot{Name: "cdc_invalidator"}, Publication: Publication{Name: "cdc_invalidator"}, DefaultHeartbeat: true}); f.Source != want {
 			t.Errorf("source %+v", f.Source)
 		}
 	}
@@ -230,10 +230,10 @@ func TestVariablesCannotBecomeStructure(t *testing.T) {
 }
 
 func TestExpand(t *testing.T) {
-	env := environment(map[string]string{"A": "1", "EMPTY": "", "file:/f": "x\ny\r\n\n", "D": "$$ ${A}"})
+	env := environment(map[string]string{"A": "1", "EMPTY": "", "file:/f": "x\ny\r\n\n", "F_FILE": "/f", "A_FILE": "/f", "EMPTY_FILE": "", "G_FILE": "/none", "D": "$$ ${A}"})
 	for in, want := range map[string]string{
 		"": "", "plain": "plain", "${A}": "1", "a${A}b${A}c": "a1b1c", "${B:-x}": "x", "${EMPTY:-x}": "x", "${EMPTY}": "", "${B:-}": "",
-		"${A:-x}": "1", "$$": "$", "$${A}": "${A}", "$A $": "$A $", "$1": "$1", "${file:/f}": "x\ny", "${D}": "$$ ${A}", "${B:-a:-b}": "a:-b",
+		"${A:-x}": "1", "$$": "$", "$${A}": "${A}", "$A $": "$A $", "$1": "$1", "${file:/f}": "x\ny", "${F}": "x\ny", "${F:-d}": "x\ny", "${D}": "$$ ${A}", "${B:-a:-b}": "a:-b",
 	} {
 		if got, err := env.expand(in); err != nil || got != want {
 			t.Errorf("%q is expanded to %q, %+v; want %q", in, got, err, want)
@@ -241,7 +241,7 @@ func TestExpand(t *testing.T) {
 	}
 	for in, want := range map[string]string{
 		"${B}": "variable B is not set", "${A": "without '}'", "${}": "not a reference", "${A-b}": "not a reference", "${file:}": "names no file",
-		"${file:/none}": "read /none: file does not exist",
+		"${file:/none}": "read /none: file does not exist", "${G:-a secret file that is missing is no reason for a default}": "read /none: file does not exist",
 	} {
 		if got, err := env.expand(in); err == nil || !strings.Contains(err.problem, want) {
 			t.Errorf("%q is expanded to %q, %+v; want an error with %q", in, got, err, want)
@@ -311,7 +311,7 @@ func TestMeet(t *testing.T) {
 		{"a:{x}", "a", false}, {"a:{x}", "a:", true}, {"{x}:z", "a:{x}:{y}", true}, {"{x}:z", "a:{x}:{y}q", false}, {"{x}z", "a:{x}:{y}z", true},
 		{"p:{x}:q", "p:q", false}, {"p:{x}q", "p:q", true},
 	} {
-		if got := meet(tokens(mustTemplate(t, tc.glob), true), tokens(mustTemplate(t, tc.key), false)); got != tc.want {
+		if got := meet(tokens(mustTemplate(t, tc.glob), nil, true), tokens(mustTemplate(t, tc.key), nil, false)); got != tc.want {
 			t.Errorf("%s and %s: %v, want %v", tc.glob, tc.key, got, tc.want)
 		}
 	}

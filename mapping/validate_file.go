@@ -31,7 +31,7 @@ func (p *parser) parseFile(root *yaml.Node) {
 	p.parseKeys(o)
 	p.parseMappings(o)
 	if !heartbeat {
-		p.file.Source.Heartbeat = defaultHeartbeat(p.file)
+		p.file.Source.Heartbeat, p.file.Source.DefaultHeartbeat = defaultHeartbeat(p.file), true
 	}
 }
 

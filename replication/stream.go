@@ -52,7 +52,6 @@ type Stream struct {
 	received  lsn.LSN // highest position seen
 	keepalive lsn.LSN // walEnd of the newest keepalive that Next passed
 	confirmed lsn.LSN // what the status updates confirm
-	sent      lsn.LSN // what the last one confirmed
 	replyDue  bool
 	statusAt  time.Time // when the next update is due at the latest
 }
@@ -99,10 +98,13 @@ func (s *Stream) Confirm(l lsn.LSN) {
 }
 
 // Committed tells when the transaction of the last message committed, by the
-// server's clock. One that was sent long after is the sign of a backlog, which
-// bytes alone do not show: read without pauses, a backlog trickles.
-func (s *Stream) Committed(at time.Time) {
-	s.paced.behind(time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros))*time.Microsecond > backlogAge)
+// server's clock, and returns how long after that it was sent. One that was sent long
+// after is the sign of a backlog, which bytes alone do not show: read without
+// pauses, a backlog trickles.
+func (s *Stream) Committed(at time.Time) (age time.Duration) {
+	age = time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros)) * time.Microsecond
+	s.paced.behind(age > backlogAge)
+	return age
 }
 
 // CatchingUp says that there is a backlog: work is better done in bulk than at
@@ -111,6 +113,9 @@ func (s *Stream) CatchingUp() bool { return s.paced.catchUp }
 
 // ReceivedLSN is the highest position that the server has mentioned.
 func (s *Stream) ReceivedLSN() lsn.LSN { return s.received }
+
+// ConfirmedLSN is what status updates confirm from now on.
+func (s *Stream) ConfirmedLSN() lsn.LSN { return s.confirmed }
 
 // KeepaliveLSN is the end of WAL as the last keepalive before the current
 // message told it: everything below it that concerns this slot has been sent.
@@ -268,14 +273,10 @@ func (s *Stream) writeStatus() error {
 	if _, err := s.conn.Write(b[:]); err != nil {
 		return fmt.Errorf("status update for slot %s: %w", s.opts.Slot, err)
 	}
-	s.sent = s.confirmed
 	s.replyDue = false
 	s.statusAt = now.Add(s.opts.StatusInterval)
 	return nil
 }
-
-// ConfirmedLSN is the position that the last status update confirmed.
-func (s *Stream) ConfirmedLSN() lsn.LSN { return s.sent }
 
 func (s *Stream) buffered() (bool, error) {
 	n, err := frameLen(s.buf[s.r:s.w])

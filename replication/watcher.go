@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
@@ -209,7 +208,8 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 		}
 		w.wait = nil
 	}()
-	retryForever(ctx, func() (bool, error) { return w.session(ctx) }, func(err error, next time.Duration) {
+	pace := func() time.Duration { return w.o.Interval }
+	repeatForever(ctx, w.o.Connect, w.lookOnce, pace, w.look, func(err error, next time.Duration) {
 		w.mu.Lock()
 		w.lastErr = err
 		w.mu.Unlock()
@@ -217,29 +217,6 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 		w.o.Logger.Warn("cannot read the catalogs", "error", err, "retry_in", next)
 	})
 	return nil
-}
-
-// session looks until something fails.
-func (w *CatalogWatcher) session(ctx context.Context) (progress bool, err error) {
-	conn, err := w.o.Connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer CloseControl(ctx, conn)
-	tick := time.NewTicker(w.o.Interval)
-	defer tick.Stop()
-	for {
-		if err := w.lookOnce(ctx, conn); err != nil {
-			return progress, err
-		}
-		progress = true
-		select {
-		case <-ctx.Done():
-			return true, ctx.Err()
-		case <-tick.C:
-		case <-w.look:
-		}
-	}
 }
 
 // lookOnce reads the state, reports what differs, and only then takes the new
@@ -406,33 +383,4 @@ func diffFingerprints(before, after string) []ChangeKind {
 		}
 	}
 	return kinds
-}
-
-// retryForever runs session again and again until ctx ends, with jittered pauses
-// that start small again after a session that got somewhere.
-func retryForever(ctx context.Context, session func() (progress bool, err error), failed func(error, time.Duration)) {
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval = 200 * time.Millisecond
-	pause.Multiplier = 2
-	pause.MaxInterval = 10 * time.Second
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	<-timer.C
-	for {
-		progress, err := session()
-		if ctx.Err() != nil {
-			return
-		}
-		if progress {
-			pause.Reset()
-		}
-		next := pause.NextBackOff()
-		failed(err, next)
-		timer.Reset(next)
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-	}
 }

@@ -182,7 +182,7 @@ func TestACL(t *testing.T) {
 	if err := r.SetState(t.Context(), StateOK, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Verify(t.Context()); err != nil {
+	if err := checked(t, r); err != nil {
 		t.Fatal(err)
 	}
 

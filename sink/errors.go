@@ -186,11 +186,14 @@ func wrap(op, addr, position string, err error) error {
 	return e
 }
 
+// repeatedArguments is where a server begins to repeat what it was asked.
+const repeatedArguments = ", with args beginning with"
+
 // unknownCommand recognises a command that the server does not have (renamed, disabled,
 // not of this service), and returns its answer without what it repeats of the command:
 // the arguments are keys.
 func unknownCommand(err error) (answer string, ok bool) {
-	text, _, repeats := strings.Cut(err.Error(), ", with args beginning with")
+	text, _, repeats := strings.Cut(err.Error(), repeatedArguments)
 	return text, replyCode(err) == "ERR" && (repeats || strings.Contains(text, "unknown command") || strings.Contains(text, "Unknown Redis command"))
 }
 

@@ -1,10 +1,8 @@
 package sink
 
 import (
-	"context"
+	"cmp"
 	"slices"
-
-	"github.com/redis/go-redis/v9"
 )
 
 var serverKindNames = [...]string{standalone: "standalone", sentinel: "sentinel", cluster: "cluster"}
@@ -14,14 +12,14 @@ func (r *Redis) Kind() string { return serverKindNames[r.endpoint.kind] }
 
 // Known is the control hash and the primaries as this process last knew them,
 // without asking a server.
-func (r *Redis) Known() (Control, Node) {
+func (r *Redis) Known() (Control, []Identity) {
 	r.shadowMu.Lock()
 	c := r.shadow
 	r.shadowMu.Unlock()
-	return c, newNode(r.backend.Load().guard.attached())
+	return c, r.backend.Load().guard.attached()
 }
 
-// attached lists the primaries that batches may go to.
+// attached lists the primaries that batches may go to, by address.
 func (g *guard) attached() []Identity {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -29,14 +27,6 @@ func (g *guard) attached() []Identity {
 	for addr := range g.primaries {
 		ids = append(ids, g.seen[addr])
 	}
-	return slices.Clip(ids)
+	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.Addr, b.Addr) })
+	return ids
 }
-
-// DiscardClientLog silences the client library's own log, which is of the whole
-// process, goes to stderr and knows neither level nor format. Everything that it says is in
-// the errors and metrics of this package.
-func DiscardClientLog() { redis.SetLogger(discard{}) }
-
-type discard struct{}
-
-func (discard) Printf(context.Context, string, ...any) {}

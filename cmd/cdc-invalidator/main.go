@@ -8,7 +8,6 @@ import (
 	"syscall"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/cli"
-	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 func main() {
@@ -27,6 +26,5 @@ func main() {
 			}
 		}
 	}()
-	sink.DiscardClientLog()
 	os.Exit(cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, cli.WithReload(reload)))
 }

@@ -51,6 +51,7 @@ name) and /metrics.`,
 			if err != nil {
 				return err
 			}
+			logRedisTo(logger)
 			build := readBuildInfo()
 			logger.Info("starting", "version", build.Version, "commit", build.Commit, "config", config)
 			registry, err := processRegistry(build)

@@ -74,6 +74,14 @@ type daemon struct {
 	// clockOffset is the database's clock minus ours, in nanoseconds, so that
 	// commit times can be compared with now.
 	clockOffset atomic.Int64
+	// owed is a gap whose purge is not done: what the daemon knows by itself, should Redis
+	// not have been told. spoilt says that the slot has to be made anew for it. Both belong
+	// to the goroutine of attachForever.
+	owed   string
+	spoilt bool
+	// published is the state that this attachment has written last: of trust, then of
+	// keepState.
+	published sink.State
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]
 }
@@ -159,7 +167,7 @@ func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 	now := d.now()
 	d.progress.done(b)
 	d.metrics.applied(b, now)
-	d.health.progress(now, freshAsOf)
+	d.health.progress(freshAsOf)
 	if d.o.OnApplied != nil {
 		d.o.OnApplied(Applied{
 			At: now, Stats: b.Stats(), Keys: b.Len(), Txns: b.Txns(),

@@ -48,6 +48,7 @@ func (d *daemon) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	follow := file.Source.DefaultHeartbeat && d.file.Source.DefaultHeartbeat // the classes, below
 	if !d.takeSecrets(file) {
 		d.log.Warn("of source and redis, only passwords and certificates change while it runs; restart to change the rest")
 	}
@@ -76,6 +77,9 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	d.findings(result.Findings)
 	d.plan.Store(plan)
+	if follow {
+		d.heartbeat.SetInterval(file.Source.Heartbeat)
+	}
 	// A session that began meanwhile made its watcher from the old plan.
 	if w := d.watcher.Load(); w != nil {
 		w.Watch(plan.Tables())

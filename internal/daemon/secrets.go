@@ -33,6 +33,9 @@ func (d *daemon) takeSecrets(file *mapping.File) (complete bool) {
 	defer d.secrets.mu.Unlock()
 	source, redis := file.Source, file.Redis
 	source.URL, redis.URL = d.file.Source.URL, d.file.Redis.URL
+	if source.DefaultHeartbeat && d.file.Source.DefaultHeartbeat {
+		source.Heartbeat = d.file.Source.Heartbeat // follows the classes
+	}
 	complete = source == d.file.Source && redis == d.file.Redis
 	switch {
 	case file.Source.URL == d.secrets.source:

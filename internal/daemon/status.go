@@ -70,9 +70,9 @@ func (h *health) Status() admin.Status {
 		s.Queue.Invalidations, s.Queue.Bytes = a.queue.Waiting()
 		s.Positions = d.positions()
 	}
-	control, node := d.sink.Known()
+	control, primaries := d.sink.Known()
 	s.Redis = admin.Redis{Kind: d.sink.Kind(), State: string(control.State), Reason: control.Reason, Generation: control.Generation, Primaries: []admin.RedisNode{}}
-	for _, id := range node.Primaries {
+	for _, id := range primaries {
 		s.Redis.Primaries = append(s.Redis.Primaries, admin.RedisNode{Addr: id.Addr, RunID: id.RunID})
 	}
 	return s

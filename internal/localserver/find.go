@@ -166,19 +166,19 @@ func onPath(name string) []string {
 	return []string{path}
 }
 
-// useDocker decides between an installed program and a container, given why there
+// useContainer decides between an installed program and a container, given why there
 // is no installed one (nil when there is).
-func useDocker(ctx context.Context, missing error) (bool, error) {
+func useContainer(ctx context.Context, missing error, containers Containers) (bool, error) {
 	switch mode := os.Getenv(envServers); mode {
 	case "local":
 		return false, missing
 	case "docker":
-		return true, dockerWorks(ctx)
+		return true, containers.Available(ctx)
 	case "", "auto":
 		if missing == nil || !errors.Is(missing, ErrMissing) {
 			return false, missing
 		}
-		if err := dockerWorks(ctx); err != nil {
+		if err := containers.Available(ctx); err != nil {
 			return false, fmt.Errorf("%w (or have Docker run it; %v)", missing, err)
 		}
 		return true, nil
@@ -201,11 +201,11 @@ func DescribeRedis(ctx context.Context) (string, error) {
 }
 
 func describe(ctx context.Context, version, path string, missing error, image string) (string, error) {
-	inDocker, err := useDocker(ctx, missing)
+	inContainer, err := useContainer(ctx, missing, Docker{})
 	if err != nil {
 		return "", err
 	}
-	if inDocker {
+	if inContainer {
 		return "container of " + image, getImage(ctx, image)
 	}
 	return fmt.Sprintf("%s (%s)", version, path), nil

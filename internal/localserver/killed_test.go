@@ -15,18 +15,30 @@ import (
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 )
 
-// envOwner makes this test binary be the owner that is killed.
+// envOwner makes this test binary be the owner that is killed; its value is what runs
+// containers for it, if it comes to that.
 const envOwner = "LOCALSERVER_TEST_OWNER"
+
+var containersByName = map[string]localserver.Containers{"docker": localserver.Docker{}, "testcontainers": servertest.Containers{}}
 
 func TestNothingSurvivesAKilledOwner(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Log("only Linux ends the servers of a killed owner")
 		return
 	}
+	t.Run("attached to it", func(t *testing.T) { nothingSurvives(t, "docker") })
+	// Containers of testcontainers have a life of their own, until the next owner sweeps.
+	if os.Getenv("CDC_SERVERS") == "docker" {
+		t.Run("swept by the next one", func(t *testing.T) { nothingSurvives(t, "testcontainers") })
+	}
+}
+
+func nothingSurvives(t *testing.T, containers string) {
 	owner := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestOwner$")
-	owner.Env = append(os.Environ(), envOwner+"=1")
+	owner.Env = append(os.Environ(), envOwner+"="+containers)
 	owner.Stderr = os.Stderr
 	out, err := owner.StdoutPipe()
 	if err != nil {
@@ -55,6 +67,9 @@ func TestNothingSurvivesAKilledOwner(t *testing.T) {
 	_ = owner.Wait()
 	if len(pids) < 2 { // two servers, and what Postgres starts unless it is in a container
 		t.Fatalf("the owner started %v in %q", pids, dir)
+	}
+	if containers == "testcontainers" {
+		servertest.PrivateRedis(t, localserver.RedisOptions{})
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -98,18 +113,19 @@ func TestNothingSurvivesAKilledOwner(t *testing.T) {
 
 // TestOwner is the child of the test above; by itself it does nothing.
 func TestOwner(t *testing.T) {
-	if os.Getenv(envOwner) == "" {
+	containers := containersByName[os.Getenv(envOwner)]
+	if containers == nil {
 		return
 	}
 	dir, err := localserver.NewDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := localserver.StartPostgres(t.Context(), localserver.PostgresOptions{Dir: dir.Path()})
+	p, err := localserver.StartPostgres(t.Context(), localserver.PostgresOptions{Dir: dir.Path(), Containers: containers})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := localserver.StartRedis(t.Context(), localserver.RedisOptions{Dir: dir.Path()})
+	r, err := localserver.StartRedis(t.Context(), localserver.RedisOptions{Dir: dir.Path(), Containers: containers})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package localserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -36,6 +37,8 @@ type PostgresOptions struct {
 	Version string
 	// Durable leaves fsync and full_page_writes on.
 	Durable bool
+	// Containers run the server where no installed program does. Nil: Docker.
+	Containers Containers
 }
 
 // Postgres is a running server, or one that was stopped for the moment.
@@ -58,7 +61,8 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (_ *Postgres, err err
 		}
 	}
 	prog, missing := findPostgres(ctx, major)
-	inDocker, err := useDocker(ctx, missing)
+	containers := cmp.Or[Containers](o.Containers, Docker{})
+	inContainer, err := useContainer(ctx, missing, containers)
 	if err != nil {
 		return nil, err
 	}
@@ -76,14 +80,14 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (_ *Postgres, err err
 	if err := p.prepare(o.Dir, "postgres", "nobody"); err != nil {
 		return nil, err
 	}
-	if inDocker && len(o.Files) > 0 {
+	if inContainer && len(o.Files) > 0 {
 		return nil, errors.New("start postgres: Files need an installed server (CDC_SERVERS=local)")
 	}
-	if inDocker {
-		err = p.create(ctx, o, major)
+	if inContainer {
+		err = p.create(ctx, containers, o, major)
 	} else {
-		p.bin, p.version = filepath.Dir(prog.path), prog.version
-		p.newCommand = func() *exec.Cmd { return p.command(prog.path, "-D", p.dataDir()) }
+		p.bin = filepath.Dir(prog.path)
+		p.install(prog.version, func() *exec.Cmd { return p.command(prog.path, "-D", p.dataDir()) })
 		err = p.initdb(o)
 	}
 	if err != nil {
@@ -145,19 +149,19 @@ func (p *Postgres) ReplaceFile(name string, content []byte) error {
 }
 
 // create prepares a container of the official image, which runs initdb itself.
-func (p *Postgres) create(ctx context.Context, o PostgresOptions, major int) error {
-	image := postgresImage(major)
+func (p *Postgres) create(ctx context.Context, containers Containers, o PostgresOptions, major int) error {
 	var args []string
 	settings := baseSettings(o)
+	if hostNetwork {
+		settings["listen_addresses"] = "127.0.0.1"
+		settings["port"] = strconv.Itoa(p.port.number)
+	}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "-c", name+"="+settings[name])
 	}
-	var err error
-	p.version = image
-	p.container, err = createContainer(ctx, image, p.port, 5432, []string{
+	return p.createContainer(ctx, containers, postgresImage(major), 5432, []string{
 		"POSTGRES_PASSWORD=" + p.password, "POSTGRES_INITDB_ARGS=--encoding=UTF8 --locale=C --no-sync",
 	}, args)
-	return err
 }
 
 func baseSettings(o PostgresOptions) map[string]string {
@@ -234,14 +238,48 @@ func (p *Postgres) Stop(ctx context.Context, mode StopMode) error {
 // pg_stat_activity shows. The server then ends all sessions and recovers, while its
 // own process and its start time stay the same.
 func (p *Postgres) CrashBackend(pid int) error {
+	if err := p.signalBackend(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("crash backend %d: %w", pid, err)
+	}
+	return nil
+}
+
+// BackendAlive says whether the process of a backend is there.
+func (p *Postgres) BackendAlive(pid int) bool { return p.signalBackend(pid, 0) == nil }
+
+func (p *Postgres) signalBackend(pid int, sig syscall.Signal) error {
+	if p.container != nil {
+		return signalProcess(p.container, pid, sig)
+	}
+	return syscall.Kill(pid, sig)
+}
+
+// SaveData makes a copy of the files of a stopped server, for RestoreData.
+func (p *Postgres) SaveData(ctx context.Context) error {
+	return p.offline(ctx, "save the data", `cd "$PGDATA" && mkdir saved && for f in *; do [ "$f" = saved ] || cp -a "$f" saved/; done`)
+}
+
+// RestoreData replaces the files of a stopped server with the copy that SaveData made.
+func (p *Postgres) RestoreData(ctx context.Context) error {
+	return p.offline(ctx, "restore the data", `cd "$PGDATA" && for f in *; do [ "$f" = saved ] || rm -rf "$f"; done && mv saved/* . && rmdir saved`)
+}
+
+func (p *Postgres) offline(ctx context.Context, what, script string) error {
+	if p.Running() {
+		return fmt.Errorf("%s of postgres: it is running", what)
+	}
+	ctx, cancel := context.WithTimeout(ctx, dockerTimeout)
+	defer cancel()
 	var err error
 	if p.container != nil {
-		err = p.container.signalProcess(pid, syscall.SIGKILL)
+		err = p.container.Offline(ctx, "sh", "-ec", script)
 	} else {
-		err = syscall.Kill(pid, syscall.SIGKILL)
+		cmd := exec.CommandContext(ctx, "sh", "-ec", script)
+		cmd.Env = append(environment(), "PGDATA="+p.dataDir())
+		err = cmd.Run()
 	}
 	if err != nil {
-		return fmt.Errorf("crash backend %d: %w", pid, err)
+		return fmt.Errorf("%s of postgres: %w", what, err)
 	}
 	return nil
 }

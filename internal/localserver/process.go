@@ -1,7 +1,6 @@
 package localserver
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -54,14 +53,7 @@ func start(cmd *exec.Cmd, logPath string) (*process, error) {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-func (p *process) alive() bool {
-	select {
-	case <-p.done:
-		return false
-	default:
-		return true
-	}
-}
+func (p *process) ended() <-chan struct{} { return p.done }
 
 // signal is nil also when the process has ended: the caller wants it to be so.
 func (p *process) signal(sig syscall.Signal) error {
@@ -71,21 +63,11 @@ func (p *process) signal(sig syscall.Signal) error {
 	return nil
 }
 
-// wait waits for the end of the process, whatever its exit status was.
-func (p *process) wait(ctx context.Context) error {
-	select {
-	case <-p.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the end of process %d: %w", p.pid(), context.Cause(ctx))
-	}
-}
-
-// killTree ends the process and everything below it without a chance to clean up.
+// kill ends the process and everything below it without a chance to clean up.
 // Postgres backends lead sessions of their own, so killing the process group does
 // not reach them; left alone they may hold the shared memory for a moment longer,
 // in which the server cannot be started again.
-func (p *process) killTree() {
+func (p *process) kill() {
 	tree := descendants(p.pid())
 	_ = p.cmd.Process.Kill()
 	<-p.done

@@ -2,15 +2,16 @@ package localserver
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -29,6 +30,8 @@ type RedisOptions struct {
 	// TLS makes the server listen with TLS on a second port (TLSPort). A container
 	// cannot.
 	TLS *RedisTLS
+	// Containers run the server where no installed program does. Nil: Docker.
+	Containers Containers
 }
 
 // RedisTLS is a certificate in PEM, and what is asked of clients.
@@ -49,7 +52,8 @@ type Redis struct {
 // StartRedis starts a server. When it fails nothing is left.
 func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 	prog, missing := findRedis(ctx)
-	inDocker, err := useDocker(ctx, missing)
+	containers := cmp.Or[Containers](o.Containers, Docker{})
+	inContainer, err := useContainer(ctx, missing, containers)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +73,9 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 	if o.Password != "" {
 		args = append(args, "--requirepass", o.Password, "--masterauth", o.Password)
 	}
+	port := strconv.Itoa(r.port.number)
 	if o.TLS != nil {
-		if inDocker {
+		if inContainer {
 			return nil, errors.New("start redis: TLS needs an installed server (CDC_SERVERS=local)")
 		}
 		more, err := r.prepareTLS(o.TLS)
@@ -79,25 +84,22 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 		}
 		args = append(args, more...)
 	}
-	if inDocker {
-		// The client passes SIGTERM on, but cannot catch SIGKILL.
+	if inContainer {
+		// The docker client passes SIGTERM on, but cannot catch SIGKILL.
 		r.deathSignal = syscall.SIGTERM
-		image := redisImage()
-		r.version = image
-		args = append(append([]string{"redis-server", "--protected-mode", "no"}, args...), o.Args...)
-		if strings.Contains(image, "valkey") {
-			args[0] = "valkey-server"
+		if hostNetwork {
+			args = append([]string{"--port", port, "--bind", "127.0.0.1"}, args...)
 		}
-		r.container, err = createContainer(ctx, image, r.port, 6379, nil, args)
+		// Without the program's name: that is the image's own, redis or valkey.
+		args = append(append([]string{"--protected-mode", "no"}, args...), o.Args...)
+		if err := r.createContainer(ctx, containers, redisImage(), 6379, nil, args); err != nil {
+			return nil, err
+		}
 	} else {
-		r.version = redisVersion(prog)
-		args = append([]string{"--port", strconv.Itoa(r.port.number), "--bind", "127.0.0.1", "--dir", r.path,
+		args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", r.path,
 			"--unixsocket", r.socketPath(), "--unixsocketperm", "700", "--daemonize", "no"}, args...)
 		args = append(args, o.Args...)
-		r.newCommand = func() *exec.Cmd { return r.command(prog.path, args...) }
-	}
-	if err != nil {
-		return nil, err
+		r.install(redisVersion(prog), func() *exec.Cmd { return r.command(prog.path, args...) })
 	}
 	if err := r.Start(ctx); err != nil {
 		return nil, err
@@ -173,6 +175,18 @@ func (r *Redis) userinfo() *url.Userinfo {
 
 // Stop asks the server to end, and waits for that.
 func (r *Redis) Stop(ctx context.Context) error { return r.stop(ctx, syscall.SIGTERM) }
+
+// RemoveSaved removes what a running server has saved with SAVE, so that it is empty
+// after its next start.
+func (r *Redis) RemoveSaved(ctx context.Context) error {
+	if r.container != nil {
+		return r.container.Exec(ctx, "rm", "-f", "dump.rdb")
+	}
+	if err := os.Remove(filepath.Join(r.path, "dump.rdb")); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // pingRedis speaks the few bytes that are needed itself, so that this package has no
 // client whose pool and retries would be in the way. A server that loads its data

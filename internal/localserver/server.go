@@ -26,15 +26,32 @@ type server struct {
 	ownDir      *Dir   // nil when the caller gave a folder
 	port        *port
 	account     *account
-	container   *container // nil for an installed program
+	container   Container // nil for an installed program
 	version     string
 	deathSignal syscall.Signal
-	newCommand  func() *exec.Cmd
+	launch      func(context.Context) (instance, error)
 	ping        func(context.Context) error
 
 	mu     sync.Mutex
-	proc   *process // nil when it is not running
+	run    instance // nil when it is not running
 	closed bool
+}
+
+// instance is one run of a server, from its start to its end.
+type instance interface {
+	ended() <-chan struct{}
+	signal(sig syscall.Signal) error // nil also when it has ended
+	kill()                           // ends all of its processes, and waits for that
+	pid() int
+}
+
+func alive(i instance) bool {
+	select {
+	case <-i.ended():
+		return false
+	default:
+		return true
+	}
 }
 
 // prepare makes the folder and claims the port.
@@ -80,6 +97,24 @@ func (s *server) writeFile(name string, content []byte) error {
 
 func (s *server) logPath() string { return filepath.Join(s.path, "server.log") }
 
+// InContainer says whether the server runs in a container. Its processes have other
+// pids there, and its files are not on this machine.
+func (s *server) InContainer() bool { return s.container != nil }
+
+// install sets the server up to be an installed program.
+func (s *server) install(version string, command func() *exec.Cmd) {
+	s.version = version
+	s.launch = func(context.Context) (instance, error) {
+		cmd := command()
+		cmd.SysProcAttr = childAttr(s.account, s.deathSignal)
+		p, err := start(cmd, s.logPath())
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+}
+
 // command is an installed program run in the server's folder as its account.
 func (s *server) command(path string, args ...string) *exec.Cmd {
 	cmd := exec.Command(path, args...)
@@ -97,33 +132,24 @@ func (s *server) Start(ctx context.Context) error {
 	switch {
 	case s.closed:
 		return fmt.Errorf("start %s: it is closed", s.name)
-	case s.proc != nil && s.proc.alive():
+	case s.run != nil && alive(s.run):
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no answer within %v", startTimeout))
 	defer cancel()
 	for {
-		var cmd *exec.Cmd
-		if s.container != nil {
-			cmd = s.container.command()
-			cmd.Env = environment()
-			cmd.SysProcAttr = childAttr(nil, s.deathSignal)
-		} else {
-			cmd = s.newCommand()
-			cmd.SysProcAttr = childAttr(s.account, s.deathSignal)
-		}
-		proc, err := start(cmd, s.logPath())
+		run, err := s.launch(ctx)
 		if err != nil {
 			return fmt.Errorf("start %s: %w", s.name, err)
 		}
-		s.proc = proc
+		s.run = run
 		err = s.answer(ctx)
 		if err == nil {
 			return nil
 		}
 		// After a SIGKILL the last backends and connections may hold the shared memory
 		// or the port for a moment longer; then it ends at once, and is tried again.
-		ended := !proc.alive()
+		ended := !alive(run)
 		s.halt()
 		if !ended || ctx.Err() != nil || !errors.Is(err, errEndedAtOnce) {
 			return fmt.Errorf("start %s: %w; its log: %s", s.name, err, tail(s.logPath()))
@@ -144,7 +170,7 @@ func (s *server) answer(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-s.proc.done:
+		case <-s.run.ended():
 			if time.Since(began) < 5*time.Second && busy(tail(s.logPath())) {
 				return errEndedAtOnce
 			}
@@ -158,17 +184,10 @@ func (s *server) answer(ctx context.Context) error {
 
 // halt ends the server without a chance to clean up.
 func (s *server) halt() {
-	if s.proc == nil {
-		return
+	if s.run != nil {
+		s.run.kill()
+		s.run = nil
 	}
-	if s.container != nil && s.proc.alive() {
-		_ = s.container.signal(syscall.SIGKILL)
-		ctx, cancel := context.WithTimeout(context.Background(), dockerTimeout)
-		defer cancel()
-		_ = s.proc.wait(ctx)
-	}
-	s.proc.killTree()
-	s.proc = nil
 }
 
 // Kill ends the server as a crash of its machine does: all of its processes at
@@ -184,56 +203,50 @@ func (s *server) Kill() {
 func (s *server) Signal(sig syscall.Signal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.proc == nil || !s.proc.alive() {
+	if s.run == nil || !alive(s.run) {
 		return fmt.Errorf("signal %s: it is not running", s.name)
 	}
-	return s.signal(sig)
-}
-
-func (s *server) signal(sig syscall.Signal) error {
-	if s.container != nil {
-		return s.container.signal(sig)
-	}
-	return s.proc.signal(sig)
+	return s.run.signal(sig)
 }
 
 func (s *server) stop(ctx context.Context, sig syscall.Signal) error {
 	// Not locked while it waits: a smart shutdown can take for ever, and Kill must
 	// be able to end it.
 	s.mu.Lock()
-	proc := s.proc
+	run := s.run
 	var err error
-	if proc != nil && proc.alive() {
-		err = s.signal(sig)
+	if run != nil && alive(run) {
+		err = run.signal(sig)
 	}
 	s.mu.Unlock()
-	if proc == nil || err != nil {
+	if run == nil || err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, stopTimeout, fmt.Errorf("still running after %v", stopTimeout))
 	defer cancel()
-	if err := proc.wait(ctx); err != nil {
-		return fmt.Errorf("stop %s: %w; its log: %s", s.name, err, tail(s.logPath()))
+	select {
+	case <-run.ended():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop %s: %w; its log: %s", s.name, context.Cause(ctx), tail(s.logPath()))
 	}
-	return nil
 }
 
 // Running says whether the server's process is there.
 func (s *server) Running() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.proc != nil && s.proc.alive()
+	return s.run != nil && alive(s.run)
 }
 
-// PID of the server's main process; 0 when it is not running. For a container it is
-// the client's.
+// PID of the server's main process; 0 when it is not running.
 func (s *server) PID() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.proc == nil || !s.proc.alive() {
+	if s.run == nil || !alive(s.run) {
 		return 0
 	}
-	return s.proc.pid()
+	return s.run.pid()
 }
 
 // Version as the server's program says it, and for a container its image.
@@ -257,7 +270,7 @@ func (s *server) Close() error {
 	var errs []error
 	s.halt()
 	if s.container != nil {
-		errs = append(errs, s.container.remove())
+		errs = append(errs, s.container.Remove())
 	}
 	if s.port != nil {
 		s.port.release()

@@ -3,7 +3,6 @@ package integration
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -85,7 +84,9 @@ func TestRedisCrashes(t *testing.T) {
 			if c.replay != "" && p.logged(c.replay) == replays {
 				t.Errorf("the log lacks another %q", c.replay)
 			}
-			_ = os.Remove(filepath.Join(filepath.Dir(rd.LogPath()), "dump.rdb"))
+			if err := rd.RemoveSaved(t.Context()); err != nil {
+				t.Error(err)
+			}
 		})
 		from += 2 * window
 	}
@@ -232,7 +233,7 @@ func TestPostgresGoesAway(t *testing.T) {
 			l.until(300)
 			l.end()
 			w.settle(p)
-			w.wantFresh(100)
+			w.wantFresh(50)
 			if p.logged("gap: ") > 0 {
 				t.Error("a gap, although nothing was lost")
 			}
@@ -282,7 +283,7 @@ func TestFastShutdownIsNotHeldUp(t *testing.T) {
 	began := time.Now()
 	go func() { stopped <- pg.Stop(t.Context(), localserver.Fast) }()
 	w.eventually("all sessions but the walsender's have ended", func() bool {
-		return !slices.ContainsFunc(backends, func(pid int) bool { return syscall.Kill(pid, 0) == nil })
+		return !slices.ContainsFunc(backends, pg.BackendAlive)
 	})
 	if err := rd.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)

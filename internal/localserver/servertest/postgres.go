@@ -29,7 +29,7 @@ func Postgres(t testing.TB) *Database {
 	if shared.postgres == nil {
 		shared.need(t, func(ctx context.Context, dir string) (err error) {
 			shared.postgres, err = localserver.StartPostgres(ctx, localserver.PostgresOptions{
-				Dir: dir, Settings: map[string]string{"max_connections": "200", "max_wal_senders": "50", "max_replication_slots": "50"},
+				Containers: Containers{}, Dir: dir, Settings: map[string]string{"max_connections": "200", "max_wal_senders": "50", "max_replication_slots": "50"},
 			})
 			return err
 		})
@@ -151,6 +151,7 @@ func mustExec(t testing.TB, conn *pgx.Conn, sql ...string) {
 // it likes; it is closed at the end of the test.
 func PrivatePostgres(t testing.TB, o localserver.PostgresOptions) *localserver.Postgres {
 	t.Helper()
+	o.Containers = Containers{}
 	p, err := localserver.StartPostgres(t.Context(), o)
 	if err != nil {
 		t.Fatalf("servertest: %v", err)

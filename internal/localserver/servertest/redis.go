@@ -32,7 +32,7 @@ func Redis(t testing.TB) *RedisDatabase {
 			defer shared.mu.Unlock() // need ends the test's goroutine when it fails
 			shared.need(t, func(ctx context.Context, dir string) (err error) {
 				// With a password, so that whoever prints the URL can be caught.
-				shared.redis, err = localserver.StartRedis(ctx, localserver.RedisOptions{Dir: dir, Password: "canary-" + rand.Text()})
+				shared.redis, err = localserver.StartRedis(ctx, localserver.RedisOptions{Containers: Containers{}, Dir: dir, Password: "canary-" + rand.Text()})
 				return err
 			})
 		}()
@@ -82,6 +82,7 @@ func newClient(t testing.TB, url string) *redis.Client {
 // PrivateRedis starts a server for t alone, closed at the end of the test.
 func PrivateRedis(t testing.TB, o localserver.RedisOptions) *localserver.Redis {
 	t.Helper()
+	o.Containers = Containers{}
 	r, err := localserver.StartRedis(t.Context(), o)
 	if err != nil {
 		t.Fatalf("servertest: %v", err)

@@ -4,6 +4,9 @@
 // one answer to the question.
 //
 //	go run ./internal/localserver/which [postgres] [redis]
+//	go run ./internal/localserver/which -sweep
+//
+// The second one removes the containers that killed owners left.
 package main
 
 import (
@@ -17,6 +20,10 @@ import (
 )
 
 func main() {
+	if slices.Equal(os.Args[1:], []string{"-sweep"}) {
+		localserver.SweepContainers(context.Background(), localserver.Docker{})
+		return
+	}
 	code := 0
 	for _, s := range []struct {
 		name     string

@@ -50,7 +50,7 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	follow := file.Source.DefaultHeartbeat && d.file.Source.DefaultHeartbeat // the classes, below
 	if !d.takeSecrets(file) {
-		d.log.Warn("of source and redis, only passwords and certificates change while it runs; restart to change the rest")
+		d.log.Warn("source and redis settings are read at start only, but for passwords and certificates; restart to change them")
 	}
 	conn, err := replication.ConnectControl(ctx, d.sourceURL(), "reload")
 	if err != nil {

@@ -125,7 +125,7 @@ func TestAReloadKeepsItsServers(t *testing.T) {
 	w := newRotation(t)
 	p := w.start()
 	source, redis := w.url, w.redisURL
-	const says = "only passwords and certificates change while it runs"
+	const says = "read at start only, but for passwords and certificates"
 	w.redisURL = strings.TrimSuffix(redis, "/0") + "/5"
 	w.writeConfig(reloadMappings("k:{id}", mapsA))
 	p.reload(says)

@@ -35,7 +35,7 @@ func TestStatusOfARunningDaemon(t *testing.T) {
 		}
 		return code
 	}
-	eventually(t, "the update is applied", func() bool { get(); return s.Counters.Applied >= 2 })
+	eventually(t, "the update is applied", func() bool { get(); return s.Counters.Applied >= 2 && s.Redis.State == "ok" })
 	if code := get(); code != exitOK || s.Status != "ok" {
 		t.Errorf("exit code %d: %+v", code, s)
 	}

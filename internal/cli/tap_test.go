@@ -54,7 +54,6 @@ func tapWorld(t *testing.T) (*servertest.Database, string) {
 type tapping struct {
 	lines  *bufio.Scanner // of stdout
 	stderr *lockedBuffer
-	end    func() int // cancels and waits
 	ended  chan int
 	cancel context.CancelFunc
 }

@@ -102,7 +102,11 @@ func TestStatusOfARunningDaemon(t *testing.T) {
 		code, text, _ = runMain(t, "status", "--url", strings.TrimPrefix(r.http, "http://"))
 		return code == exitDifferences && regexp.MustCompile(`FAIL  redis +since \d{4}`).MatchString(text) && strings.Contains(text, "fix: see that Redis is reachable")
 	})
-	eventually(t, "what waits is shown", func() bool { get(); return s.Positions.LagBytes > 0 && s.Queue.Invalidations > 0 && s.Queue.Bytes > 0 })
+	eventually(t, "what waits is shown", func() bool { // behind what is being applied all the time
+		db.Exec(t, "UPDATE users SET name = 'z'")
+		get()
+		return s.Positions.LagBytes > 0 && s.Queue.Invalidations > 0 && s.Queue.Bytes > 0
+	})
 	eventually(t, "the budget is broken", func() bool { get(); return !*s.Freshness.Classes[0].Within })
 	_, raw := r.page(t, "/status")
 	if err := redis.Start(t.Context()); err != nil { // or the daemon's end would wait for it

@@ -130,15 +130,19 @@ func versionString(n int) string {
 // qualified is a table's name as SQL takes it. Ordinary names stay bare, so that
 // a fix reads as somebody would write it. A reserved word needs quotes in front
 // of the dot, and none behind it.
-func qualified(schema, table string) string {
-	switch schema {
-	case "all", "analyse", "analyze", "any", "array", "check", "column", "default", "from", "grant", "group", "limit",
-		"order", "primary", "references", "select", "table", "to", "union", "user", "where", "with":
-		schema = quoteIdentifier(schema)
-	default:
-		schema = sqlName(schema)
+func qualified(schema, table string) string { return Identifier(schema) + "." + sqlName(table) }
+
+// Qualified is a table's name as SQL takes it.
+func Qualified(schema, table string) string { return qualified(schema, table) }
+
+// Identifier is a name as SQL takes it where a reserved word needs quotes.
+func Identifier(s string) string {
+	switch s {
+	case "all", "analyse", "analyze", "any", "array", "check", "column", "current_role", "current_user", "default", "from", "grant", "group", "limit",
+		"none", "order", "primary", "references", "select", "session_user", "table", "to", "union", "user", "where", "with":
+		return quoteIdentifier(s)
 	}
-	return schema + "." + sqlName(table)
+	return sqlName(s)
 }
 
 func sqlName(s string) string {

@@ -94,8 +94,10 @@ needed is not there, 78 the configuration must be mended first.`,
 	root.SetErr(a.stderr)
 
 	root.AddCommand(
+		newApplyCommand(a),
 		newDemoCommand(a),
 		newExplainCommand(a),
+		newPlanCommand(a),
 		newRunCommand(a),
 		newValidateCommand(a),
 		newVersionCommand(a),

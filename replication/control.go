@@ -112,7 +112,7 @@ func (s Server) Problems() []*ConfigError {
 	}
 	if s.WALLevel != "logical" {
 		problems = append(problems, &ConfigError{Op: op, Problem: "wal_level is " + s.WALLevel + ", so the log does not carry row changes",
-			Fix: "ALTER SYSTEM SET wal_level = 'logical';  -- and restart the server\n(a managed service has a parameter for it, such as rds.logical_replication = 1)"})
+			Fix: "ALTER SYSTEM SET wal_level = 'logical';  -- and restart the server\n-- a managed service has a parameter for it, such as rds.logical_replication = 1"})
 	}
 	return problems
 }

@@ -3,7 +3,9 @@ package replication
 import (
 	"context"
 	"errors"
+	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -122,11 +124,32 @@ func readDDLTriggers(ctx context.Context, conn *pgx.Conn) (DDLTriggerState, erro
 	return s, serverError(op, rows.Err(), "")
 }
 
+// ProbeReplication opens a connection as the stream would, asks it which cluster it
+// has reached, and closes it: the one way to know that the role, pg_hba.conf, the free
+// walsenders and whatever stands in between allow it.
+func ProbeReplication(ctx context.Context, url, role string) (systemID string, err error) {
+	const op = "connect for replication"
+	grant := "ALTER ROLE " + Identifier(role) + " REPLICATION;\n-- on a managed service grant its role instead, such as rds_replication"
+	conn, _, err := dialReplication(ctx, url)
+	if err != nil {
+		return "", serverError(op, err, grant)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(ctx) // the connection is given up, whatever it says
+	}()
+	system, err := pglogrepl.IdentifySystem(ctx, conn)
+	return system.SystemID, serverError(op, err, grant)
+}
+
 // CreateSlotSQL makes the slot.
 func CreateSlotSQL(name string) string { return createSlotSQL(name) }
 
 // CreatePublicationSQL makes the publication.
-func CreatePublicationSQL(o SetupOptions) string { return createPublicationSQL(o.Publication, o.Tables) }
+func CreatePublicationSQL(o SetupOptions) string {
+	return createPublicationSQL(o.Publication, o.Tables)
+}
 
 // Run runs statements that mend something, as one transaction. What is missing when
 // the role may not is told by grant.

@@ -142,11 +142,11 @@ func printPlan(w io.Writer, p *provision.Plan, hint string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Database %s, Postgres %s, as %s\n\n", p.Database, p.Server, p.Role)
 	for _, s := range p.Blocked {
-		fmt.Fprintf(&b, "  ! %s: %s\n%s\n\n", s.Subject, s.Problem, indent(s.Fix, "      "))
+		fmt.Fprintf(&b, "  ! %s: %s\n%s\n\n", s.Subject, s.Problem, indentBy(s.Fix, "      "))
 	}
 	for _, s := range p.Steps {
 		writeStep(&b, s)
-		fmt.Fprintf(&b, "%s\n\n", indent(strings.Join(s.SQL, "\n"), "      "))
+		fmt.Fprintf(&b, "%s\n\n", indentBy(strings.Join(s.SQL, "\n"), "      "))
 	}
 	for _, n := range p.Notes {
 		fmt.Fprintf(&b, "  note: %s\n", n)
@@ -157,7 +157,7 @@ func printPlan(w io.Writer, p *provision.Plan, hint string) error {
 	if p.Nothing() {
 		b.WriteString("Nothing to do.\n")
 	} else {
-		fmt.Fprintf(&b, "%s. %s\n", strings.ToUpper(p.Counts()[:1])+p.Counts()[1:], hint)
+		fmt.Fprintln(&b, strings.TrimSpace(strings.ToUpper(p.Counts()[:1])+p.Counts()[1:]+". "+hint))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -170,7 +170,7 @@ func writeStep(b *strings.Builder, s provision.Step) {
 	}
 }
 
-func indent(s, by string) string { return by + strings.ReplaceAll(s, "\n", "\n"+by) }
+func indentBy(s, by string) string { return by + strings.ReplaceAll(s, "\n", "\n"+by) }
 
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)

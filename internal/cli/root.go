@@ -96,6 +96,7 @@ needed is not there, 78 the configuration must be mended first.`,
 	root.AddCommand(
 		newApplyCommand(a),
 		newDemoCommand(a),
+		newDoctorCommand(a),
 		newExplainCommand(a),
 		newPlanCommand(a),
 		newRunCommand(a),

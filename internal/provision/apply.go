@@ -36,7 +36,9 @@ func Apply(ctx context.Context, conn *pgx.Conn, d Desired, plan Plan, progress P
 			return &replication.ConfigError{Op: b.Subject, Problem: b.Problem, Fix: b.Fix}
 		}
 		progress.Begin(i+1, len(plan.Steps), step)
-		k := slices.IndexFunc(now.Steps, func(s Step) bool { return s.Object == step.Object && s.Name == step.Name && slices.Equal(s.SQL, step.SQL) })
+		k := slices.IndexFunc(now.Steps, func(s Step) bool {
+			return s.Object == step.Object && s.Name == step.Name && slices.Equal(s.SQL, step.SQL)
+		})
 		if k < 0 {
 			progress.End(step, false, nil)
 			continue

@@ -202,7 +202,7 @@ func (st *State) slot(p *Plan) {
 	case s.Server.Version == 0 || len(s.ServerProblems) > 0 && !s.HasSlot:
 		// What blocks the server blocks the slot.
 	case !s.HasSlot:
-		step := Step{Action: Create, Object: "slot", Name: st.Desired.Slot, Why: "changes are followed from its creation on; it keeps the server's log until it is read",
+		step := Step{Action: Create, Object: "slot", Name: st.Desired.Slot, Why: "changes are followed from its creation on, and the server keeps its log until it is read; the first run purges what is cached by then",
 			SQL: []string{replication.CreateSlotSQL(st.Desired.Slot)}, Needs: "REPLICATION", Lacking: !st.Rights.Replication,
 			grant: "ALTER ROLE " + replication.Identifier(s.Server.Role) + " REPLICATION;"}
 		p.Steps = append(p.Steps, step)

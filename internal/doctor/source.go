@@ -59,7 +59,7 @@ func (x *examination) examineConnected(ctx context.Context, conn *pgx.Conn, url 
 	if err := x.replication(ctx, conn, url, st); err != nil {
 		return err
 	}
-	if err := x.settings(ctx, conn, st); err != nil {
+	if err := x.settings(ctx, conn); err != nil {
 		return err
 	}
 	if err := x.lookups(ctx, url, st); err != nil {
@@ -118,15 +118,16 @@ func (x *examination) replication(ctx context.Context, conn *pgx.Conn, url strin
 }
 
 // settings looks at what takes commits back, and at the heartbeat's right.
-func (x *examination) settings(ctx context.Context, conn *pgx.Conn, st *provision.State) error {
+func (x *examination) settings(ctx context.Context, conn *pgx.Conn) error {
 	const op = "look at the source's settings"
-	role := replication.Identifier(st.Survey.Server.Role)
 	var server string
-	var emits bool
+	var emit *string // what grants the right to send a heartbeat, where it is missing
 	// The server's own value, whatever the role or the database has.
 	err := conn.QueryRow(ctx, `
 		SELECT coalesce((SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit' AND source IN ('default', 'configuration file', 'command line')), ''),
-		       has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE')`).Scan(&server, &emits)
+		       -- Its arguments differ by version.
+		       (SELECT string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %I;', oid::regprocedure, current_user), E'\n') FROM pg_proc
+		        WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype AND NOT has_function_privilege(oid, 'EXECUTE'))`).Scan(&server, &emit)
 	if err != nil {
 		return replication.ServerError(op, err)
 	}
@@ -158,9 +159,8 @@ func (x *examination) settings(ctx context.Context, conn *pgx.Conn, st *provisio
 	} else {
 		x.source.ok("synchronous_commit", "synchronous_commit is not off for the server, the database or a role")
 	}
-	if x.File.Source.Heartbeat > 0 && !emits {
-		x.source.add(Check{Code: "role_heartbeat", Severity: Warning, Message: "the role may not send heartbeats, so an idle source cannot be told from a silent one", FixKind: SQL,
-			Fix: "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO " + role + ";"})
+	if x.File.Source.Heartbeat > 0 && emit != nil {
+		x.source.add(Check{Code: "role_heartbeat", Severity: Warning, Message: "the role may not send heartbeats, so an idle source cannot be told from a silent one", FixKind: SQL, Fix: *emit})
 	}
 	return nil
 }

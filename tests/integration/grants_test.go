@@ -264,6 +264,8 @@ func TestDoctorNamesTheMissingRight(t *testing.T) {
 		{"REVOKE SELECT ON products FROM " + g.role, "for_each", "table public.sellers", "GRANT SELECT ON public.products TO " + g.role},
 		{"REVOKE SELECT ON side.stock FROM " + g.role, "for_each", "table public.sellers", "GRANT SELECT ON side.stock TO " + g.role},
 		{"REVOKE USAGE ON SCHEMA side FROM " + g.role, "for_each", "table public.sellers", "GRANT USAGE ON SCHEMA side TO " + g.role},
+		{`DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+			EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f); END LOOP; END $$`, "role_heartbeat", "", "GRANT EXECUTE ON FUNCTION pg_logical_emit_message("},
 		{"ALTER TABLE products ENABLE ROW LEVEL SECURITY", "for_each", "table public.sellers", "ALTER ROLE " + g.role + " BYPASSRLS"},
 	} {
 		g.exec(c.sql)

@@ -87,7 +87,8 @@ func postgresGrants(f *mapping.File, plan *mapping.Plan, role, database string) 
 		}
 	} else {
 		lines = append(lines,
-			"-- The publication, made beforehand by the tables' owner (cdc-invalidator apply does it too).",
+			"-- The publication, made beforehand by the tables' owner. cdc-invalidator apply does it too, and first looks after",
+			"-- tables without a replica identity: publishing those makes the application's own UPDATE and DELETE fail.",
 			replication.CreatePublicationSQL(o))
 	}
 	if !f.Source.Slot.CreateIfNotExists {

@@ -65,7 +65,7 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 	if err != nil {
 		return in, wrap(op, "", "", err)
 	}
-	for i, c := range clients {
+	for _, c := range clients {
 		info, err := inspectNode(ctx, c, be.addr(c))
 		switch {
 		case deniedCommand(err):
@@ -74,10 +74,7 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 		default:
 			in.Nodes = append(in.Nodes, info)
 		}
-		if i > 0 {
-			continue // users are the same on all nodes, or should be
-		}
-		if err := in.rights(ctx, be, needed, KeyPatterns(config, families)); err != nil {
+		if err := in.rights(ctx, c, needed, KeyPatterns(config, families)); err != nil {
 			return in, wrap(op, be.addr(c), "", err)
 		}
 	}
@@ -135,29 +132,31 @@ func inspectNode(ctx context.Context, c *redis.Client, addr string) (NodeInfo, e
 	return n, nil
 }
 
-// rights tries each command on a key that is not there.
-func (in *Inspection) rights(ctx context.Context, be *backend, needed []command, patterns []string) error {
+// rights tries each command on a key that is not there. Each node has users of its
+// own, and checks rights before it says that a key belongs to another one.
+func (in *Inspection) rights(ctx context.Context, c *redis.Client, needed []command, patterns []string) error {
 	var nonce [12]byte
 	if _, err := rand.Read(nonce[:]); err != nil {
 		return err
 	}
 	absent := func(pattern string) string { return keyOfPattern(pattern, "doctor-"+hex.EncodeToString(nonce[:])) }
-	try := func(key string, args []any) error {
-		c, err := be.nodeFor(ctx, key)
-		if err != nil {
-			return err
-		}
+	try := func(args []any) error {
 		cmd := redis.NewCmd(ctx, args...)
 		_ = send(ctx, c, cmd) // the error stands on the command
 		return cmd.Err()
 	}
+	missing := func(list *[]string, name string) {
+		if !slices.Contains(*list, name) {
+			*list = append(*list, name)
+		}
+	}
 	own := absent(patterns[0])
 	unlink := true
 	for _, c := range needed {
-		err := try(own, c.probe(own))
+		err := try(c.probe(own))
 		switch {
 		case deniedCommand(err):
-			in.MissingCommands = append(in.MissingCommands, c.name)
+			missing(&in.MissingCommands, c.name)
 			unlink = unlink && c.name != "unlink"
 		case err != nil && replyCode(err) == "" && !errors.Is(err, redis.Nil):
 			return fmt.Errorf("%s: %w", c.name, err)
@@ -168,12 +167,8 @@ func (in *Inspection) rights(ctx context.Context, be *backend, needed []command,
 	}
 	for _, p := range patterns {
 		key := absent(p)
-		if err := try(key, []any{"unlink", key}); deniedKey(err) {
-			in.MissingKeys = append(in.MissingKeys, p)
-		} else if slices.Contains(in.MissingCommands, "get") {
-			continue
-		} else if err := try(key, []any{"get", key}); deniedKey(err) {
-			in.MissingKeys = append(in.MissingKeys, p)
+		if deniedKey(try([]any{"unlink", key})) || deniedKey(try([]any{"get", key})) {
+			missing(&in.MissingKeys, p)
 		}
 	}
 	return nil

@@ -27,7 +27,8 @@ finds nothing to do. It drops nothing that it did not make.
 ALTER TABLE waits for a lock at most five seconds; the slot waits at most a minute for
 transactions that are open. Run it again when it gives up.
 
-Exits with 0 when all is done or nothing was to do, with 64 without a yes, with 69 when
+Exits with 0 when all is done or nothing was to do, with 2 when something shows only
+now that could not be seen before (run it again), with 64 without a yes, with 69 when
 the server is not there or busy, with 78 when a right is missing or a person has to
 settle something first.`,
 		Example: `  cdc-invalidator apply --config mappings.yaml

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -128,6 +129,9 @@ func (f *provisionFlags) hint(p *provision.Plan) string {
 	}
 	if f.url != "" && strings.HasPrefix(f.url, "${") {
 		apply += " --url '" + f.url + "'"
+	}
+	if f.url == "" && slices.ContainsFunc(p.Steps, func(s provision.Step) bool { return s.Lacking }) {
+		apply += " --url <of an account that may>"
 	}
 	switch {
 	case p.Nothing():

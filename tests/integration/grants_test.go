@@ -272,3 +272,14 @@ func TestDoctorNamesTheMissingRight(t *testing.T) {
 		expect(c.sql, c.code, c.subject, c.fix)
 	}
 }
+
+// A policy that hides rows from the daemon's role hides keys: the query must fail,
+// which takes the family, and not find too little.
+func TestRowSecurityDoesNotHideKeys(t *testing.T) {
+	g := newGranted(t, false)
+	p := g.start()
+	g.step(p, "without a policy", keys("product:11"), keys("product:10"), `UPDATE sellers SET name = 't'`)
+	g.exec(`ALTER TABLE products ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON products USING (id < 11)`)
+	g.step(p, "with one", keys("product:10", "product:11"), keys("unmapped"), `UPDATE sellers SET name = 'u'`)
+	p.stop()
+}

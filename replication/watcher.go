@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
@@ -143,11 +144,28 @@ func (w *CatalogWatcher) Watch(tables []mapping.TableUse) <-chan struct{} {
 		return done
 	}
 	w.wait = append(w.wait, done)
+	w.Look()
+	return done
+}
+
+// Look asks for a look now instead of at the next interval. It does not wait.
+func (w *CatalogWatcher) Look() {
 	select {
 	case w.look <- struct{}{}:
-	default:
+	default: // one is asked for already
 	}
-	return done
+}
+
+// KnownOID is the oid that the table had at the last look, 0 when that is not known.
+func (w *CatalogWatcher) KnownOID(schema, table string) uint32 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	oid, _, _ := strings.Cut(w.state[qualified(schema, table)], ".")
+	n, err := strconv.ParseUint(oid, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }
 
 // State is the state as of the last change that was reported.
@@ -222,6 +240,7 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 // lookOnce reads the state, reports what differs, and only then takes the new
 // state for known: a report that failed is made again.
 func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
+	failpoint.Hold(ctx, failpoint.CatalogLook)
 	w.mu.Lock()
 	tables, known, waiting := w.tables, w.state, w.wait
 	select {

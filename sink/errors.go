@@ -101,18 +101,12 @@ func (e *Error) Retry() bool {
 	return true
 }
 
-// aclHint names every command that the sink sends, so that one look at the
-// error is enough to write the rule.
-const aclHint = "grant the user: ACL SETUSER <user> on ><password> ~<data keys> ~<redis.prefix>* " +
-	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +ping +hello, " +
-	"in a cluster also +cluster|slots +cluster|nodes +asking, with redis.dedicated also +flushdb"
-
 // replies maps the first word of an error reply to what it means.
 var replies = map[string]struct {
 	kind Kind
 	hint string
 }{
-	"NOPERM":      {KindConfiguration, aclHint},
+	"NOPERM":      {KindConfiguration, aclHint()},
 	"NOAUTH":      {KindConfiguration, "the server wants a password: put it into redis.url"},
 	"WRONGPASS":   {KindConfiguration, "user or password in redis.url are not the server's"},
 	"MISCONF":     {KindConfiguration, "the server cannot write its snapshot and refuses writes: mend its disk, or set stop-writes-on-bgsave-error no"},

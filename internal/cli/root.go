@@ -94,8 +94,11 @@ needed is not there, 78 the configuration must be mended first.`,
 	root.SetErr(a.stderr)
 
 	root.AddCommand(
+		newApplyCommand(a),
 		newDemoCommand(a),
+		newDoctorCommand(a),
 		newExplainCommand(a),
+		newPlanCommand(a),
 		newRunCommand(a),
 		newStatusCommand(a),
 		newTapCommand(a),

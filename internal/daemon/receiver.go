@@ -206,6 +206,10 @@ func (r *receiver) message(m *decoder.Logical) {
 		}
 		return
 	}
+	if string(m.Prefix) == replication.DDLPrefix {
+		r.ddl(m)
+		return
+	}
 	r.out.Reset()
 	r.plan.Message(m.Prefix, m.Content, &r.out)
 	if m.Transactional {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/admin"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/daemon"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/sdnotify"
 )
 
 func newRunCommand(a *app) *cobra.Command {
@@ -56,8 +57,14 @@ Status over HTTP, from this machine only unless --http says otherwise: /livez,
 			if err != nil {
 				return err
 			}
+			manager, err := sdnotify.FromEnvironment()
+			if err != nil {
+				logger.Warn("running without a service manager", "error", err)
+			}
+			defer manager.Close()
 			err = daemon.Run(cmd.Context(), daemon.Options{
-				Config: config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
+				Supervisor: manager,
+				Config:     config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
 			})
 			if err == nil {
 				logger.Info("stopped")

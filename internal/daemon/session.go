@@ -28,7 +28,9 @@ func (d *daemon) attachForever(ctx context.Context) error {
 	pause := newBackOff()
 	for streamed := false; ; {
 		began := time.Now()
+		d.pulse.attach.now()
 		attached, err := d.session(ctx)
+		d.pulse.attach.now()
 		streamed = streamed || attached
 		if ctx.Err() != nil {
 			return nil
@@ -47,6 +49,7 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			fix = config.Fix
 		}
 		d.health.set(conditionStreaming, false, err.Error(), fix)
+		d.told(d.o.Supervisor.Status("not streaming: " + err.Error()))
 		d.log.Warn("not streaming", "error", err, "retry_in", next.Round(time.Millisecond))
 		timer := time.NewTimer(next)
 		select {
@@ -142,7 +145,7 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
 	return replication.OpenStream(ctx, replication.StreamOptions{
 		URL: d.file.Source.URL.Reveal(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
-		StatusInterval: statusInterval(server.WALSenderTimeout), Logger: d.log,
+		StatusInterval: statusInterval(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
 	})
 }
 
@@ -298,7 +301,10 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
 
 	d.streaming(setup)
+	d.pulse.attach.rest()
+	d.pulse.receiver.now()
 	err := r.run(streamCtx)
+	d.pulse.receiver.rest()
 	if cause := context.Cause(streamCtx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause // more telling than that it was cancelled
 	}

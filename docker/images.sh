@@ -46,10 +46,13 @@ recipe() {
 names() { cut -d '|' -f 1 <<<"$recipes" | xargs; }
 
 # checksum of what an image is made from; another one means that it has to be built again.
-checksum() { { declare -f make_tree import; echo "$name $suite $packages"; (cd local && cat "$(entrypoint)"); go_version; } | sha256sum | cut -c 1-32; }
+checksum() {
+  tree_options && image_changes
+  { printf '%s\n' "$name" "$suite" "$packages" "${options[@]}" "${changes[@]}"; (cd local && cat "$(entrypoint)"); go_version; } | sha256sum | cut -c 1-32
+}
 entrypoint() { case $name in postgres:*) echo postgres-entrypoint.sh ;; redis:* | valkey:*) echo redis-entrypoint.sh ;; *) echo /dev/null ;; esac; }
 go_version() { case $name in golang:*) go env GOVERSION ;; esac; }
-up_to_date() { [ "$(docker image inspect --format "{{index .Config.Labels \"$label\"}}" "$image" 2>/dev/null)" = "$(checksum)" ]; }
+up_to_date() { tree_options && image_changes && [ "$(docker image inspect --format "{{index .Config.Labels \"$label\"}}" "$image" 2>/dev/null)" = "$(checksum)" ]; }
 
 # apt_mirror is where this machine's apt gets Debian's own packages from.
 apt_mirror() {
@@ -59,11 +62,13 @@ apt_mirror() {
   printf '%s' "$mirror"
 }
 
-# make_tree TAR writes the image's file system.
-make_tree() {
-  local tar=$1 options=() mirror
-  mirror=$(apt_mirror) || fail "this machine's apt has no Debian mirror (apt-get update shows why)"
-  while read -r line; do options+=(--aptopt="$line"); done < <(apt-config dump | grep -E '^Acquire::(https?::|Check-|Retries)' || true)
+# tree_options sets options: what mmdebstrap does for this image beyond the packages.
+tree_options() {
+  options=(
+    # Nothing in a container starts services, and nobody reads manuals there.
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*'
+    --essential-hook='printf "#!/bin/sh\nexit 101\n" >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"'
+  )
   case $name in
     postgres:*) options+=(
       --essential-hook='mkdir -p "$1/etc/postgresql-common/createcluster.d" && echo "create_main_cluster = false" >"$1/etc/postgresql-common/createcluster.d/image.conf"'
@@ -82,16 +87,19 @@ make_tree() {
     ) ;;
     prometheus:*) options+=(--customize-hook='mkdir -p "$1/prometheus" && chroot "$1" chown prometheus: /prometheus') ;;
   esac
-  # Nothing in a container starts services, and nobody reads manuals there.
-  mmdebstrap --variant=essential --include="$packages" \
-    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --essential-hook='printf "#!/bin/sh\nexit 101\n" >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"' \
-    "${options[@]}" "$suite" "$tar" "deb $mirror $suite main"
 }
 
-# import TAR makes the image of it.
-import() {
-  local tar=$1 path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin changes=()
+# make_tree TAR writes the image's file system.
+make_tree() {
+  local tar=$1 apt=() mirror
+  mirror=$(apt_mirror) || fail "this machine's apt has no Debian mirror (apt-get update shows why)"
+  while read -r line; do apt+=(--aptopt="$line"); done < <(apt-config dump | grep -E '^Acquire::(https?::|Check-|Retries)' || true)
+  mmdebstrap --variant=essential --include="$packages" "${options[@]}" "${apt[@]}" "$suite" "$tar" "deb $mirror $suite main"
+}
+
+# image_changes sets changes: what the image says of itself.
+image_changes() {
+  local path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   case $name in
     postgres:*) changes=("ENV PATH=/usr/lib/postgresql/${name#*:}/bin:$path" "ENV PGDATA=/var/lib/postgresql/data" "ENV LANG=C.UTF-8"
       'ENTRYPOINT ["postgres-entrypoint.sh"]' 'CMD ["postgres"]' "EXPOSE 5432" "VOLUME /var/lib/postgresql/data") ;;
@@ -100,8 +108,13 @@ import() {
     prometheus:*) changes=("ENV PATH=$path" "USER prometheus" "WORKDIR /prometheus" 'ENTRYPOINT ["prometheus"]'
       'CMD ["--config.file=/etc/prometheus/prometheus.yml","--storage.tsdb.path=/prometheus"]' "EXPOSE 9090" "VOLUME /prometheus") ;;
   esac
-  local args=()
-  for c in "${changes[@]}" "LABEL $label=$(checksum)"; do args+=(--change "$c"); done
+}
+
+# import TAR makes the image of it.
+import() {
+  local tar=$1 sum args=()
+  sum=$(checksum)
+  for c in "${changes[@]}" "LABEL $label=$sum"; do args+=(--change "$c"); done
   docker import "${args[@]}" "$tar" "$image" >/dev/null
 }
 

@@ -29,7 +29,10 @@ type StreamOptions struct {
 	// StatusInterval is the longest silence towards the server. It must be well
 	// below wal_sender_timeout, after which the server drops a silent client.
 	StatusInterval time.Duration
-	Logger         *slog.Logger
+	// OnStatus is called after each status update, by the goroutine that owns the stream;
+	// it must be quick. May be nil.
+	OnStatus func()
+	Logger   *slog.Logger
 
 	begin func(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) // nil: startReplication
 }
@@ -272,6 +275,9 @@ func (s *Stream) writeStatus() error {
 	}
 	if _, err := s.conn.Write(b[:]); err != nil {
 		return fmt.Errorf("status update for slot %s: %w", s.opts.Slot, err)
+	}
+	if s.opts.OnStatus != nil {
+		s.opts.OnStatus()
 	}
 	s.replyDue = false
 	s.statusAt = now.Add(s.opts.StatusInterval)

@@ -35,6 +35,7 @@ type Options struct {
 	Region     string
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: metrics are kept but not registered
+	OnScan     func()                // called after each page of a purge, which may take long; may be nil
 }
 
 // Redis applies batches to one Redis: a server, a sentinel group or a cluster.
@@ -55,6 +56,7 @@ type Redis struct {
 	limiter    *rate.Limiter
 	writer     string // nonce of this process
 	now        func() time.Time
+	onScan     func()
 
 	backend atomic.Pointer[backend]
 	closed  atomic.Bool
@@ -112,6 +114,7 @@ func Open(o Options) (*Redis, error) {
 		limiter:    rate.NewLimiter(rate.Limit(scanRate), max(scanRate/10, scanCount)),
 		writer:     hex.EncodeToString(nonce[:]),
 		now:        time.Now,
+		onScan:     o.OnScan,
 	}
 	r.login.Store(e)
 	r.backend.Store(r.newBackend())

@@ -35,6 +35,9 @@ func (s *scan) run(ctx context.Context) error {
 			return wrap("", s.be.addr(s.c), "", err)
 		}
 		s.r.metrics.purgeScanned.Add(float64(len(keys)))
+		if s.r.onScan != nil {
+			s.r.onScan()
+		}
 		for len(keys) > 0 {
 			n := min(len(keys), advanceKeys)
 			if err := s.remove(ctx, keys[:n]); err != nil {

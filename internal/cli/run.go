@@ -12,6 +12,7 @@ import (
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/admin"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/daemon"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/sdnotify"
 )
 
 func newRunCommand(a *app) *cobra.Command {
@@ -58,8 +59,14 @@ name) and /metrics.`,
 			if err != nil {
 				return err
 			}
+			manager, err := sdnotify.FromEnvironment()
+			if err != nil {
+				logger.Warn("running without a service manager", "error", err)
+			}
+			defer manager.Close()
 			err = daemon.Run(cmd.Context(), daemon.Options{
 				Version: build.Version, Commit: build.Commit, Config: config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
+				Supervisor: manager,
 			})
 			if err == nil {
 				logger.Info("stopped")

@@ -40,6 +40,7 @@ type applier struct {
 // run applies until the queue is closed and empty, and returns nil then.
 func (a *applier) run(ctx context.Context) error {
 	defer func() {
+		a.d.pulse.applier.rest()
 		if a.query != nil {
 			a.query.Close(ctx)
 		}
@@ -50,7 +51,9 @@ func (a *applier) run(ctx context.Context) error {
 				return err
 			}
 		}
+		a.d.pulse.applier.rest()
 		b, err := a.queue.Take(ctx)
+		a.d.pulse.applier.now()
 		if errors.Is(err, ordering.ErrClosed) {
 			return a.save(ctx)
 		}
@@ -163,12 +166,13 @@ func (a *applier) connect(ctx context.Context) error {
 		}
 		return err
 	}
-	lookups, err := ordering.NewLookups(querier{q}, a.d.lookupRefused)
+	ask := querier{q, &a.d.pulse.applier}
+	lookups, err := ordering.NewLookups(ask, a.d.lookupRefused)
 	if err != nil {
 		q.Close(ctx)
 		return backoff.Permanent(err)
 	}
-	a.query, a.gate, a.lookups = q, ordering.NewGate(querier{q}), lookups
+	a.query, a.gate, a.lookups = q, ordering.NewGate(ask), lookups
 	return nil
 }
 
@@ -200,6 +204,7 @@ func (a *applier) retry(ctx context.Context, condition string, try func() error)
 			return err
 		}
 		a.d.failing(condition, err)
+		a.d.pulse.applier.again()
 		timer := time.NewTimer(pause.NextBackOff())
 		select {
 		case <-timer.C:
@@ -226,10 +231,14 @@ func newBackOff() *backoff.ExponentialBackOff {
 }
 
 // querier fits the source connection to what package ordering asks for.
-type querier struct{ q *replication.QueryConn }
+type querier struct {
+	q     *replication.QueryConn
+	pulse *beat // an answer is a sign of life: the gate may have to ask for long
+}
 
 func (q querier) ReadSnapshot(ctx context.Context) (ordering.Snapshot, error) {
 	text, err := q.q.Snapshot(ctx)
+	q.pulse.again()
 	if err != nil {
 		return ordering.Snapshot{}, err
 	}
@@ -238,6 +247,7 @@ func (q querier) ReadSnapshot(ctx context.Context) (ordering.Snapshot, error) {
 
 func (q querier) Query(ctx context.Context, sql string, params [][]byte, maxRows int) ([]string, [][][]byte, error) {
 	columns, rows, err := q.q.Query(ctx, sql, params, maxRows)
+	q.pulse.again()
 	if errors.Is(err, replication.ErrQueryRefused) {
 		err = fmt.Errorf("%w: %w", ordering.ErrQueryRefused, err)
 	}

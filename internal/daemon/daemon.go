@@ -45,6 +45,7 @@ type Options struct {
 	Registry   *prometheus.Registry // nil for one of its own
 	OnApplied  func(Applied)        // called by the applier after each batch; must be quick
 	OnAttached func()               // called whenever streaming begins
+	Supervisor Supervisor           // nil for none
 }
 
 // Applied describes one batch that Redis has acknowledged.
@@ -64,6 +65,7 @@ type daemon struct {
 	sink    *sink.Redis
 	metrics *metrics
 	health  *health
+	pulse   pulse
 
 	started  time.Time
 	progress progress
@@ -106,6 +108,7 @@ func Run(ctx context.Context, o Options) error {
 		server := admin.NewServer(admin.Options{Addr: o.HTTP, Health: d.health, Gatherer: d.metrics.registry, Logger: d.log})
 		g.Go(func() error { return server.Run(ctx) })
 	}
+	g.Go(func() error { return d.supervise(ctx) })
 	g.Go(func() error { return d.watchReload(ctx) })
 	g.Go(func() error { return d.attachForever(ctx) })
 	err = g.Wait()
@@ -133,6 +136,9 @@ func newDaemon(o Options) (*daemon, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Supervisor == nil {
+		o.Supervisor = noSupervisor{}
+	}
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
 	}
@@ -143,7 +149,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d.metrics.lag(d.health.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{
 		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
-		Logger: o.Logger, Registerer: o.Registry,
+		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned,
 	})
 	if err != nil {
 		return nil, &replication.ConfigError{Op: "open redis", Problem: "redis.url cannot be used", Err: err}
@@ -155,6 +161,12 @@ func newDaemon(o Options) (*daemon, error) {
 		Metrics:  d.metrics.control,
 	})
 	return d, nil
+}
+
+// scanned is called for each page of a purge, which goes on for long.
+func (d *daemon) scanned() {
+	d.pulse.applier.again()
+	d.pulse.attach.again()
 }
 
 // now is the time by the database's clock.
@@ -180,6 +192,7 @@ func (d *daemon) failing(condition string, err error) {
 	if refusesLogin(err) {
 		d.rereadSecrets()
 	}
+	d.told(d.o.Supervisor.Status("waiting for " + condition))
 	if d.health.set(condition, false, err.Error(), fixFor(condition)) {
 		d.log.Warn("waiting for "+condition, "error", err)
 	}
@@ -187,6 +200,7 @@ func (d *daemon) failing(condition string, err error) {
 
 func (d *daemon) working(condition string) {
 	if d.health.set(condition, true, "", "") {
+		d.told(d.o.Supervisor.Status("streaming"))
 		d.log.Info(condition + " answers again")
 	}
 }

@@ -17,7 +17,10 @@ func (d *daemon) watchReload(ctx context.Context) error {
 			return nil
 		case <-d.o.Reload:
 		}
-		if err := d.reload(ctx); err != nil {
+		d.told(d.o.Supervisor.Reloading())
+		err := d.reload(ctx)
+		d.reloadOver(err)
+		if err != nil {
 			d.metrics.reloads.WithLabelValues("refused").Inc()
 			d.metrics.reloadOK.Set(0)
 			d.health.set(conditionMappings, false, err.Error(), fixFor(conditionMappings))
@@ -29,6 +32,16 @@ func (d *daemon) watchReload(ctx context.Context) error {
 		d.health.set(conditionMappings, true, "", "")
 		d.log.Info("mappings reloaded; they hold from the next transaction on", "file", d.o.Config)
 	}
+}
+
+// reloadOver tells the supervisor, which waits for it whatever the outcome: older
+// mappings that stay in force are no reason to restart.
+func (d *daemon) reloadOver(err error) {
+	status := "streaming"
+	if err != nil {
+		status = "the last reload was refused; the mappings from before are in force"
+	}
+	d.told(d.o.Supervisor.Ready(status))
 }
 
 // reload checks a new file as thoroughly as a start does before it hands the

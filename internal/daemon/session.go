@@ -26,7 +26,9 @@ func (d *daemon) attachForever(ctx context.Context) error {
 	pause := newBackOff()
 	for streamed := false; ; {
 		began := time.Now()
+		d.pulse.attach.now()
 		attached, err := d.session(ctx)
+		d.pulse.attach.now()
 		streamed = streamed || attached
 		if ctx.Err() != nil {
 			return nil
@@ -45,6 +47,7 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			fix = config.Fix
 		}
 		d.health.set(conditionStreaming, false, err.Error(), fix)
+		d.told(d.o.Supervisor.Status("not streaming: " + err.Error()))
 		d.log.Warn("not streaming", "error", err, "retry_in", next.Round(time.Millisecond))
 		timer := time.NewTimer(next)
 		select {
@@ -163,7 +166,7 @@ func (d *daemon) attachRedis(ctx context.Context) (sink.Control, error) {
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
 	return replication.OpenStream(ctx, replication.StreamOptions{
 		URL: d.sourceURL(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
-		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log,
+		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
 	})
 }
 
@@ -214,7 +217,10 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	stored, _ := d.sink.Known()
 	d.progress.attached(setup, queue, stored.Applied, stored.End)
 	d.streaming(setup)
+	d.pulse.attach.rest()
+	d.pulse.receiver.now()
 	err := r.run(streamCtx)
+	d.pulse.receiver.rest()
 	if cause := context.Cause(streamCtx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause // more telling than that it was cancelled
 	}

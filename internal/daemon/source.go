@@ -170,6 +170,7 @@ func (d *daemon) streaming(setup replication.SetupResult) {
 	d.health.set(conditionStreaming, true, "", "")
 	d.log.Info("streaming", "slot", setup.Slot.Name, "publication", setup.Publication.Name,
 		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline)
+	d.told(d.o.Supervisor.Ready("streaming"))
 	if d.o.OnAttached != nil {
 		d.o.OnAttached()
 	}

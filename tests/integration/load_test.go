@@ -117,6 +117,13 @@ func (l *load) until(more int64) {
 	l.w.eventually(fmt.Sprintf("there are %d updates", n), func() bool { return l.updates.Load() >= n })
 }
 
+// filled waits for so many more fills: on a busy machine readers fall behind writers.
+func (l *load) filled(more int64) {
+	l.w.t.Helper()
+	n := l.fills.Load() + more
+	l.w.eventually(fmt.Sprintf("there are %d fills", n), func() bool { return l.fills.Load() >= n })
+}
+
 // source gives a connection, a new one whenever the last was lost, to f, until the
 // load ends.
 func (l *load) source(f func(*pgx.Conn) error) {

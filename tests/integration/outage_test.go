@@ -98,6 +98,7 @@ func TestRedisCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.until(400)
+	l.filled(100)
 	l.end()
 	w.settle(p)
 	w.wantFresh(50)
@@ -231,9 +232,10 @@ func TestPostgresGoesAway(t *testing.T) {
 			w.eventually("the daemon follows the source again", func() bool { return p.logged("msg=streaming") > sessions })
 			w.settle(p) // so that what is read from now on stays cached
 			l.until(300)
+			l.filled(150)
 			l.end()
 			w.settle(p)
-			w.wantFresh(50)
+			w.wantFresh(100)
 			if p.logged("gap: ") > 0 {
 				t.Error("a gap, although nothing was lost")
 			}

@@ -97,6 +97,7 @@ needed is not there, 78 the configuration must be mended first.`,
 		newDemoCommand(a),
 		newExplainCommand(a),
 		newRunCommand(a),
+		newTestCommand(a),
 		newValidateCommand(a),
 		newVersionCommand(a),
 	)

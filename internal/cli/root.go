@@ -96,6 +96,7 @@ needed is not there, 78 the configuration must be mended first.`,
 	root.AddCommand(
 		newDemoCommand(a),
 		newExplainCommand(a),
+		newInitCommand(a),
 		newRunCommand(a),
 		newSchemaCommand(a),
 		newTestCommand(a),

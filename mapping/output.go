@@ -1,5 +1,7 @@
 package mapping
 
+import "slices"
+
 // Op is what an invalidation does.
 type Op uint8
 
@@ -54,6 +56,9 @@ const (
 var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_column", "predicate", "lookup", "message", "columns_unseen"}
 
 func (r Reason) String() string { return reasonNames[r] }
+
+// ReasonNames are the names of all reasons.
+func ReasonNames() []string { return slices.Clone(reasonNames[:]) }
 
 // Output collects invalidations. It is reused: what it holds is valid until the
 // next Reset.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping/format"
 )
 
 const (
@@ -46,7 +48,7 @@ func (p *parser) parseClasses(root object) {
 const nameHint = "letters, digits and _, not starting with a digit"
 
 func (p *parser) parseClass(e entry) *Class {
-	o, ok := p.object(e.value, e.path, "staleness", "linger", "max_rate")
+	o, ok := p.object(e.value, e.path, fields[format.Class]()...)
 	if !ok {
 		return nil
 	}
@@ -124,7 +126,7 @@ func (p *parser) parseKeys(root object) {
 }
 
 func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
-	o, ok := p.object(e.value, e.path, "key", "class", "tenant", "ttl", "version", "on_invalidate", "stale_for")
+	o, ok := p.object(e.value, e.path, fields[format.Family]()...)
 	if !ok {
 		return nil
 	}

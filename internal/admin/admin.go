@@ -83,7 +83,7 @@ func NewServer(o Options) *Server {
 	}
 	// A registry of its own, so that several servers of one process do not meet.
 	conditions := prometheus.NewRegistry()
-	conditions.MustRegister(newConditionCollector(o.Health))
+	RegisterMetrics(conditions, o.Health)
 	gatherers := prometheus.Gatherers{conditions}
 	if o.Gatherer != nil {
 		gatherers = append(gatherers, o.Gatherer)

@@ -55,8 +55,8 @@ name) and /metrics.`,
 			logRedisTo(logger)
 			build := readBuildInfo()
 			logger.Info("starting", "version", build.Version, "commit", build.Commit, "config", config)
-			registry, err := processRegistry(build)
-			if err != nil {
+			registry := prometheus.NewRegistry()
+			if err := registerProcess(registry, build); err != nil {
 				return err
 			}
 			manager, err := sdnotify.FromEnvironment()
@@ -97,19 +97,18 @@ func httpAddress(s string) (string, error) {
 	return s, nil
 }
 
-// processRegistry has what belongs to the process and to no component.
-func processRegistry(b buildInfo) (*prometheus.Registry, error) {
+// registerProcess registers what belongs to the process and to no component.
+func registerProcess(reg prometheus.Registerer, b buildInfo) error {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "cdc_invalidator_build_info",
 		Help:        "Always 1; the labels say which build this is.",
 		ConstLabels: prometheus.Labels{"version": b.Version, "commit": b.Commit, "go": b.Go},
 	})
 	info.Set(1)
-	reg := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
 		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register the metrics of the process: %w", err)
+			return fmt.Errorf("register the metrics of the process: %w", err)
 		}
 	}
-	return reg, nil
+	return nil
 }

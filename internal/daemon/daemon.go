@@ -41,11 +41,16 @@ type Options struct {
 	File       *mapping.File // instead of Config, for embedding; cannot be reloaded
 	HTTP       string        // address of the admin API; empty for none
 	Logger     *slog.Logger
-	Reload     <-chan struct{}      // asks for a reload of Config
-	Registry   *prometheus.Registry // nil for one of its own
-	OnApplied  func(Applied)        // called by the applier after each batch; must be quick
-	OnAttached func()               // called whenever streaming begins
-	Supervisor Supervisor           // nil for none
+	Reload     <-chan struct{} // asks for a reload of Config
+	Registry   Registry        // nil for one of its own
+	OnApplied  func(Applied)   // called by the applier after each batch; must be quick
+	OnAttached func()          // called whenever streaming begins
+}
+
+// Registry takes the daemon's metrics, and shows them on its status pages.
+type Registry interface {
+	prometheus.Registerer
+	prometheus.Gatherer
 }
 
 // Applied describes one batch that Redis has acknowledged.

@@ -12,7 +12,7 @@ import (
 
 // metrics are the pipeline's own; those of the stages stand beside the stages.
 type metrics struct {
-	registry *prometheus.Registry
+	registry Registry
 	control  *replication.ControlMetrics
 
 	transactions   prometheus.Counter
@@ -34,7 +34,7 @@ type metrics struct {
 
 const namespace = "cdc_invalidator"
 
-func newMetrics(reg *prometheus.Registry) *metrics {
+func newMetrics(reg Registry) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
 		reg.MustRegister(c)

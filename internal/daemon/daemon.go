@@ -86,8 +86,8 @@ type daemon struct {
 	// to the goroutine of attachForever.
 	owed   string
 	spoilt bool
-	// published is the state that this attachment has written last: of trust, then of
-	// keepState.
+	// published is the state that this attachment has written last, "" where that is not
+	// known: of trust, then of keepState.
 	published sink.State
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]

@@ -38,6 +38,7 @@ func (d *daemon) setState(ctx context.Context) error {
 	if state == d.published {
 		return nil
 	}
+	d.published = "" // after an error Redis may have it or not: whatever holds then is written
 	if err := d.sink.SetState(ctx, state, reason); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
@@ -63,4 +64,25 @@ func TestEveryLineOfTheLogIsOurs(t *testing.T) {
 			t.Errorf("a line of somebody else: %s", line)
 		}
 	}
+}
+
+// A Redis that hung takes what was sent to it meanwhile, though its sender has given
+// up by then. The state must be what holds now all the same.
+func TestStateAfterRedisHung(t *testing.T) {
+	w, _, rd := privateWorld(t, 10, nil)
+	w.reconfigure("heartbeat: 100ms", "heartbeat: 50ms")
+	p := w.start()
+	const given = "the state was not published"
+	for range 3 {
+		before := p.logged(given)
+		if err := rd.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("the state is given up", func() bool { return p.logged(given) > before })
+		if err := rd.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		w.settle(p)
+	}
+	p.stop()
 }

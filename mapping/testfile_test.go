@@ -124,7 +124,9 @@ func TestCasesAreComparedExactly(t *testing.T) {
 
 func TestFailedCasesSayWhyMappingsDidNotCount(t *testing.T) {
 	r, _ := runCase(t, `table: public.users, action: insert, new: {id: 1, tenant_id: 7, live: 5}, keys: ["t:7:user:2"], versions: []`)
-	if !slices.ContainsFunc(r.Notes, func(s string) bool { return strings.HasPrefix(s, "mappings[0] (line 10) counts, because its predicate is not decided") }) {
+	if !slices.ContainsFunc(r.Notes, func(s string) bool {
+		return strings.HasPrefix(s, "mappings[0] (line 10) counts, because its predicate is not decided")
+	}) {
 		t.Errorf("%q", r.Notes)
 	}
 	r, _ = runCase(t, `table: public.users, action: update, old: {id: 1, tenant_id: 7, live: false}, new: {id: 1, tenant_id: 7, live: false}, keys: ["t:7:user:2"]`)

@@ -45,6 +45,7 @@ type Options struct {
 	Registry   Registry        // nil for one of its own
 	OnApplied  func(Applied)   // called by the applier after each batch; must be quick
 	OnAttached func()          // called whenever streaming begins
+	Supervisor Supervisor      // nil for none
 }
 
 // Registry takes the daemon's metrics, and shows them on its status pages.

@@ -72,7 +72,6 @@ func parse(t *testing.T, text string) (*mapping.File, *mapping.Plan) {
 
 var byTenant = Options{TenantColumn: "tenant_id"}
 
-
 // prose has one blank behind the #, and a statement five; what is commented out has
 // neither.
 var prose = regexp.MustCompile(`^ *#(| \S.*| {5}\S.*)$`)

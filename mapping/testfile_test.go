@@ -103,7 +103,9 @@ func TestCasesAreComparedExactly(t *testing.T) {
 		{`table: public.users, identity: [tenant_id], action: delete, old: {tenant_id: "a:b"}, purges: [{user: "a:b"}], versions: ["t:a%3Ab:search"], widened: [predicate, no_old_value]`, ""},
 		{`table: public.users, identity: [tenant_id], action: delete, old: {tenant_id: 7}, purges: [user], versions: ["t:7:search"], widened: [predicate, no_old_value]`, "-purge user; +purge user of tenant 7"},
 		{sellers + `keys: ["page:1", "page:%-"], ` + rows, ""}, // asked once, though both rows ask
-		{sellers + `keys: []`, "+lookup page {id: 3}"},
+		{sellers + `keys: []`, "+lookup page {id: 3}"},         // said once
+		{strings.Replace(sellers, "new: {id: 3}", "new: {id: 4}", 1) + `keys: ["page:1", "page:2"], lookups: [{family: page, rows: [{id: 1}]}, {family: page, rows: [{id: 2}]}]`, ""},
+		{strings.Replace(sellers, "new: {id: 3}", "new: {id: 4}", 1) + `keys: ["page:1"], lookups: [{family: page, rows: [{id: 1}]}]`, ""},
 		{sellers + `keys: [], lookups: [{family: page, with: {id: 4}, rows: []}]`, "+lookup page {id: 3}; -lookup page {id: 4}"},
 		{sellers + `keys: [], lookups: [{family: page, with: {id: null}, rows: []}]`, "+lookup page {id: 3}; -lookup page {id: null}"},
 		{sellers + `keys: [], lookups: [{family: page, rows: []}]`, ""},

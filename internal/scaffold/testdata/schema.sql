@@ -36,6 +36,8 @@ CREATE TABLE page_views (url text, day date);
 ALTER TABLE page_views REPLICA IDENTITY FULL;
 CREATE TABLE country_codes (code char(2) NOT NULL, name text);
 CREATE UNIQUE INDEX country_codes_code ON country_codes (code);
+CREATE TABLE drafts (id int NOT NULL, live bool);
+CREATE UNIQUE INDEX ON drafts (id) WHERE live;
 CREATE TABLE currencies (code char(3) NOT NULL UNIQUE, name text);
 ALTER TABLE currencies REPLICA IDENTITY USING INDEX currencies_code_key;
 CREATE TABLE deferred (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
@@ -45,6 +47,8 @@ CREATE UNLOGGED TABLE cache_entries (key text PRIMARY KEY, value bytea);
 
 -- A key that the log does not carry before version 18.
 CREATE TABLE slugs (title text, slug text GENERATED ALWAYS AS (lower(title)) STORED PRIMARY KEY);
+
+CREATE TABLE derived (id int PRIMARY KEY, code text, tenant_id int GENERATED ALWAYS AS (length(code)) STORED);
 
 -- A full replica identity, and an index that would do.
 CREATE TABLE tickets (id int PRIMARY KEY, tenant_id int NOT NULL, state text);
@@ -90,7 +94,9 @@ CREATE TABLE billing.users (id int PRIMARY KEY, user_id bigint REFERENCES public
 CREATE TABLE billing.invoices (number text PRIMARY KEY, tenant_id int, user_id int REFERENCES billing.users);
 CREATE TABLE private.users (id int PRIMARY KEY);
 
--- No tables.
+-- An extension's table, and what is no table.
+CREATE TABLE of_extension (id int PRIMARY KEY);
+ALTER EXTENSION plpgsql ADD TABLE of_extension;
 CREATE VIEW active_users AS SELECT * FROM users;
 CREATE MATERIALIZED VIEW totals AS SELECT count(*) FROM orders;
 

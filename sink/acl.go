@@ -67,11 +67,15 @@ func commandsFor(config mapping.Redis) []command {
 }
 
 // KeyPatterns are globs of the keys that the sink reads and writes: its own, and
-// what the families' invalidations name.
+// what the families' invalidations name. Of a versioned family that is also what readers
+// cached while there was no version key, which a purge removes.
 func KeyPatterns(config mapping.Redis, families []*mapping.Family) []string {
 	patterns := []string{ownPattern(config)}
 	for _, f := range families {
 		patterns = append(patterns, f.Pattern(nil))
+		if f.Versioned {
+			patterns = append(patterns, f.AbsentPattern(nil))
+		}
 	}
 	slices.Sort(patterns[1:])
 	return slices.Compact(patterns)

@@ -127,7 +127,7 @@ func TestCluster(t *testing.T) {
 	c := newCluster(t)
 	for _, n := range c.nodes {
 		args := []any{"acl", "setuser", "cdc", "on", ">hunter2"}
-		for _, f := range strings.Fields(neededRights + " ~top " + clusterRights) {
+		for _, f := range strings.Fields(neededRights + " " + clusterRights) {
 			args = append(args, f)
 		}
 		if err := n.Do(t.Context(), args...).Err(); err != nil {

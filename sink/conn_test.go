@@ -143,7 +143,7 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 }
 
 // neededRights is the rule that docs/operations.md gives.
-const neededRights = "resetkeys ~t:* ~inv:* resetchannels -@all " +
+const neededRights = "resetkeys ~t:* ~top ~top:0:* ~inv:* resetchannels -@all " +
 	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +flushdb"
 
 // clusterRights come on top of them in a cluster.

@@ -13,6 +13,16 @@ type expandError struct {
 	unset         bool // the value is missing here, and may be there where the file is used
 }
 
+// Expand is the expansion of a URL that does not stand in the file, such as one of
+// the command line. The error holds no value.
+func (e *Env) Expand(s string) (Secret, error) {
+	v, err := e.expand(s)
+	if err != nil {
+		return Secret{}, fmt.Errorf("%s; %s", err.problem, err.hint)
+	}
+	return NewSecret(v), nil
+}
+
 // expand replaces ${NAME}, ${NAME:-default} and ${file:PATH} in a scalar's value,
 // and $$ by $. Where NAME is unset or empty and NAME_FILE is set, it is what that file
 // holds. It works on values after parsing, so nothing that a variable holds

@@ -37,6 +37,16 @@ func (f *Family) Pattern(tenant []byte) string {
 	return f.target().Pattern(values)
 }
 
+// AbsentPattern is a SCAN glob for the data keys of a versioned family as readers
+// name them while there is no version key: no version key that moves revokes those.
+func (f *Family) AbsentPattern(tenant []byte) string {
+	values := absentVersion()
+	if tenant != nil && f.TenantVar != "" {
+		values[f.TenantVar] = string(tenant)
+	}
+	return f.key.Pattern(values)
+}
+
 // VersionKey is the version key that holds for all of a tenant (encoded), or, for
 // a family whose version has no variables, for all of the family. ok is false
 // when there is no such single key.

@@ -46,6 +46,15 @@ type LookupCall struct {
 // ID identifies the query and its arguments.
 func (c *LookupCall) ID() string { return c.id }
 
+// Size is about what the call takes in memory.
+func (c *LookupCall) Size() int {
+	n := len(c.id)
+	for _, p := range c.params {
+		n += len(p)
+	}
+	return n
+}
+
 // SQL is the query, with $1... for Params.
 func (c *LookupCall) SQL() string { return c.lookup.sql }
 
@@ -106,11 +115,7 @@ func (c *LookupCall) Render(columns []string, rows [][][]byte, out *Output) erro
 			out.buf = value{data: data, null: data == nil}.append(out.buf)
 		}
 		out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-		inv := Invalidation{Op: OpDelete, Family: t.family, Tenant: c.tenant, Key: out.buf[start:len(out.buf):len(out.buf)]}
-		if t.family.Versioned {
-			inv.Op = OpAdvance
-		}
-		out.Invalidations = append(out.Invalidations, inv)
+		out.key(t.family, c.tenant, out.buf[start:len(out.buf):len(out.buf)])
 	}
 	return nil
 }

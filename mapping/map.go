@@ -109,14 +109,12 @@ func (t *boundTarget) image(ch *decoder.Change, of func(*column, *decoder.Change
 		out.buf = v.append(out.buf)
 	}
 	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-	inv := Invalidation{Op: OpDelete, Family: t.family, Key: out.buf[start:len(out.buf):len(out.buf)]}
-	if t.family.Versioned {
-		inv.Op = OpAdvance
-	}
+	key := out.buf[start:len(out.buf):len(out.buf)]
+	var tenant []byte
 	if t.target.tenant != "" {
-		inv.Tenant = out.tenant(of(&t.tenant, ch)) // known: it is one of vars
+		tenant = out.tenant(of(&t.tenant, ch)) // known: it is one of vars
 	}
-	out.Invalidations = append(out.Invalidations, inv)
+	out.key(t.family, tenant, key)
 }
 
 // widen invalidates the family, or as much of it as one tenant has when the image

@@ -7,13 +7,22 @@ type token struct {
 	any, value bool
 }
 
-func tokens(t *Template, glob bool) []token {
+// tokens reads a template in which the given variables have the given values.
+func tokens(t *Template, values map[string]string, glob bool) []token {
 	var list []token
-	for i, lit := range t.lits {
-		for j := range len(lit) {
-			list = append(list, token{lit: lit[j]})
+	text := func(s string) {
+		for i := range len(s) {
+			list = append(list, token{lit: s[i]})
 		}
-		if i < len(t.vars) {
+	}
+	for i, lit := range t.lits {
+		text(lit)
+		if i == len(t.vars) {
+			break
+		}
+		if value, ok := values[t.vars[i]]; ok {
+			text(value)
+		} else {
 			list = append(list, token{any: glob, value: !glob})
 		}
 	}

@@ -70,12 +70,10 @@ func (t *target) message(fields map[string]value, out *Output) {
 		out.buf = v.append(out.buf)
 	}
 	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-	inv := Invalidation{Op: OpDelete, Family: t.family, Key: out.buf[start:len(out.buf):len(out.buf)]}
-	if t.family.Versioned {
-		inv.Op = OpAdvance
-	}
+	key := out.buf[start:len(out.buf):len(out.buf)]
+	var tenant []byte
 	if t.tenant != "" {
-		inv.Tenant = out.tenant(fields[t.tenant])
+		tenant = out.tenant(fields[t.tenant])
 	}
-	out.Invalidations = append(out.Invalidations, inv)
+	out.key(t.family, tenant, key)
 }

@@ -185,7 +185,9 @@ func (p *parser) scalar(e entry, want string, tags ...string) (scalar, bool) {
 		return s, false
 	}
 	var err *expandError
-	if s.text, err = p.env.expand(n.Value); err != nil {
+	if p.literal {
+		s.text = n.Value
+	} else if s.text, err = p.env.expand(n.Value); err != nil {
 		p.fault(n, e.path, err.hint, "%s", err.problem)
 		return s, false
 	}

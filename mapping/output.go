@@ -1,5 +1,7 @@
 package mapping
 
+import "slices"
+
 // Op is what an invalidation does.
 type Op uint8
 
@@ -55,6 +57,9 @@ var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_co
 
 func (r Reason) String() string { return reasonNames[r] }
 
+// ReasonNames are the names of all reasons.
+func ReasonNames() []string { return slices.Clone(reasonNames[:]) }
+
 // Output collects invalidations. It is reused: what it holds is valid until the
 // next Reset.
 type Output struct {
@@ -72,10 +77,19 @@ func (o *Output) Reset() {
 	o.Widened = [numReasons]uint32{}
 }
 
+// key adds one that was rendered from the family's target.
+func (o *Output) key(f *Family, tenant, key []byte) {
+	op := OpDelete
+	if f.Versioned {
+		op = OpAdvance
+	}
+	o.Invalidations = append(o.Invalidations, Invalidation{Op: op, Family: f, Tenant: tenant, Key: key})
+}
+
 // purge widens to the family, or to a tenant of it.
 func (o *Output) purge(f *Family, tenant []byte) {
 	if key, ok := f.VersionKey(tenant); ok {
-		o.Invalidations = append(o.Invalidations, Invalidation{Op: OpAdvance, Family: f, Tenant: tenant, Key: key})
+		o.key(f, tenant, key)
 		return
 	}
 	o.Invalidations = append(o.Invalidations, Invalidation{Op: OpPurge, Family: f, Tenant: tenant})

@@ -63,6 +63,7 @@ type parser struct {
 	nodesLeft  int
 	tooMany    bool
 	secrets    []*yaml.Node // scalars that hold a secret, written out or by reference
+	literal    bool         // a $ stands for itself
 
 	classes  map[string]*Class   // by name; nil values had faults of their own
 	families map[string]*KeySpec // the same

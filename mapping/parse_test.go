@@ -184,7 +184,7 @@ func TestDefaults(t *testing.T) {
 		if want := (Redis{Prefix: "inv:", ReplayWindow: 30 * time.Second, ScanRate: 20_000}); f.Redis != want {
 			t.Errorf("redis %+v", f.Redis)
 		}
-		if want := (Source{Slot: Slot{Name: "cdc_invalidator"}, Publication: Publication{Name: "cdc_invalidator"}}); f.Source != want {
+		if want := (Source{Slot: Slot{Name: "cdc_invalidator"}, Publication: Publication{Name: "cdc_invalidator"}, DefaultHeartbeat: true}); f.Source != want {
 			t.Errorf("source %+v", f.Source)
 		}
 	}
@@ -311,7 +311,7 @@ func TestMeet(t *testing.T) {
 		{"a:{x}", "a", false}, {"a:{x}", "a:", true}, {"{x}:z", "a:{x}:{y}", true}, {"{x}:z", "a:{x}:{y}q", false}, {"{x}z", "a:{x}:{y}z", true},
 		{"p:{x}:q", "p:q", false}, {"p:{x}q", "p:q", true},
 	} {
-		if got := meet(tokens(mustTemplate(t, tc.glob), true), tokens(mustTemplate(t, tc.key), false)); got != tc.want {
+		if got := meet(tokens(mustTemplate(t, tc.glob), nil, true), tokens(mustTemplate(t, tc.key), nil, false)); got != tc.want {
 			t.Errorf("%s and %s: %v, want %v", tc.glob, tc.key, got, tc.want)
 		}
 	}

@@ -86,7 +86,7 @@ func TestMeetMissesNoSharedKey(t *testing.T) {
 		b := templates.Draw(t, "b")
 		key := fill(a, rapid.SliceOfN(hostile, 3, 3).Draw(t, "one"))
 		if key == fill(b, rapid.SliceOfN(hostile, 3, 3).Draw(t, "two")) &&
-			(!meet(tokens(a, false), tokens(b, false)) || !meet(tokens(a, true), tokens(b, false))) {
+			(!meet(tokens(a, nil, false), tokens(b, nil, false)) || !meet(tokens(a, nil, true), tokens(b, nil, false))) {
 			t.Fatalf("%q and %q share %q", a, b, key)
 		}
 	})

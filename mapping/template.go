@@ -9,6 +9,12 @@ import (
 // VersionVar is the variable that stands for a versioned family's version.
 const VersionVar = "version"
 
+// VersionAbsent is the version that readers take when there is no version key.
+const VersionAbsent = "0"
+
+// absentVersion is for Pattern.
+func absentVersion() map[string]string { return map[string]string{VersionVar: VersionAbsent} }
+
 // Template is a key with variables: "t:{tenant_id}:user:{id}". A literal brace is
 // written twice.
 type Template struct {

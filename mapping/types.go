@@ -27,6 +27,8 @@ type Source struct {
 	Slot        Slot
 	Publication Publication
 	Heartbeat   time.Duration // 0 for none
+	// DefaultHeartbeat says that the file leaves Heartbeat to the classes.
+	DefaultHeartbeat bool
 }
 
 // Slot is the logical replication slot.

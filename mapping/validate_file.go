@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping/format"
 )
 
 // The defaults of what a file may leave out.
@@ -20,7 +22,7 @@ const (
 )
 
 func (p *parser) parseFile(root *yaml.Node) {
-	o, ok := p.object(root, "", "version", "source", "redis", "classes", "keys", "mappings")
+	o, ok := p.object(root, "", fields[format.Mappings]()...)
 	if !ok {
 		return
 	}
@@ -31,7 +33,7 @@ func (p *parser) parseFile(root *yaml.Node) {
 	p.parseKeys(o)
 	p.parseMappings(o)
 	if !heartbeat {
-		p.file.Source.Heartbeat = defaultHeartbeat(p.file)
+		p.file.Source.Heartbeat, p.file.Source.DefaultHeartbeat = defaultHeartbeat(p.file), true
 	}
 }
 
@@ -68,7 +70,7 @@ func (p *parser) parseSource(root object) (heartbeat bool) {
 	if !ok {
 		return false
 	}
-	o, ok := p.object(e.value, e.path, "url", "region", "slot", "publication", "heartbeat")
+	o, ok := p.object(e.value, e.path, fields[format.Source]()...)
 	if !ok {
 		return false
 	}
@@ -99,7 +101,7 @@ var (
 
 // named reads {name: x, create_if_not_exists: true}.
 func (p *parser) named(e entry, form *regexp.Regexp, want string, name *string, create *bool) {
-	o, ok := p.object(e.value, e.path, "name", "create_if_not_exists")
+	o, ok := p.object(e.value, e.path, fields[format.Slot]()...)
 	if !ok {
 		return
 	}
@@ -192,7 +194,7 @@ func (p *parser) parseRedis(root object) {
 	if !ok {
 		return
 	}
-	o, ok := p.object(e.value, e.path, "url", "prefix", "dedicated", "replay_window", "scan_rate")
+	o, ok := p.object(e.value, e.path, fields[format.Redis]()...)
 	if !ok {
 		return
 	}

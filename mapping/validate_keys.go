@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping/format"
 )
 
 const (
@@ -46,7 +48,7 @@ func (p *parser) parseClasses(root object) {
 const nameHint = "letters, digits and _, not starting with a digit"
 
 func (p *parser) parseClass(e entry) *Class {
-	o, ok := p.object(e.value, e.path, "staleness", "linger", "max_rate")
+	o, ok := p.object(e.value, e.path, fields[format.Class]()...)
 	if !ok {
 		return nil
 	}
@@ -124,7 +126,7 @@ func (p *parser) parseKeys(root object) {
 }
 
 func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
-	o, ok := p.object(e.value, e.path, "key", "class", "tenant", "ttl", "version", "on_invalidate", "stale_for")
+	o, ok := p.object(e.value, e.path, fields[format.Family]()...)
 	if !ok {
 		return nil
 	}
@@ -153,7 +155,9 @@ func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
 	if k.Template == nil || versioned && k.Version == nil {
 		return nil
 	}
-	c.add(e, key, k, k.Template, false, !versioned)
+	// A version key without variables is moved by its name; otherwise the values that
+	// were cached without a version are looked for.
+	c.add(e, key, k, k.Template, false, !versioned || len(k.Version.vars) > 0)
 	if versioned {
 		c.add(e, version, k, k.Version, true, true)
 	}
@@ -324,13 +328,13 @@ func (c *collisions) check() {
 }
 
 func (c *collisions) reachesTooFar(t placedTemplate, control []token) bool {
-	glob := tokens(t.tmpl, true)
+	glob := tokens(t.tmpl, absentVersion(), true)
 	if meet(glob, control) {
 		t.reaches(c.p, "the daemon's own keys under redis.prefix")
 		return true
 	}
 	for _, v := range c.templates {
-		if v.version && !t.version && meet(glob, tokens(v.tmpl, false)) {
+		if v.version && !t.version && meet(glob, tokens(v.tmpl, nil, false)) {
 			t.reaches(c.p, "version keys of "+v.family)
 			return true
 		}
@@ -347,7 +351,7 @@ func (t placedTemplate) shares(o placedTemplate) string {
 		return ""
 	}
 	a, b := t.tmpl.lits[0], o.tmpl.lits[0]
-	if n := min(len(a), len(b)); a[:n] != b[:n] || !meet(tokens(t.tmpl, false), tokens(o.tmpl, false)) {
+	if n := min(len(a), len(b)); a[:n] != b[:n] || !meet(tokens(t.tmpl, nil, false), tokens(o.tmpl, nil, false)) {
 		return ""
 	}
 	if mixed {
@@ -373,7 +377,7 @@ func (t placedTemplate) sameTenants(o placedTemplate) bool {
 func (t placedTemplate) reaches(p *parser, what string) {
 	pattern := "its pattern"
 	if t.node.Value == t.tmpl.String() { // not from a variable
-		pattern = fmt.Sprintf("the pattern %q", clip(t.tmpl.Pattern(nil)))
+		pattern = fmt.Sprintf("the pattern %q", clip(t.tmpl.Pattern(absentVersion())))
 	}
 	p.fault(t.node, t.path, fmt.Sprintf("begin the template with a fixed part of its own, such as %q", clip(t.family)+":"),
 		"removing the whole family scans for %s, which matches %s", pattern, what)

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping/format"
 )
 
 const (
@@ -46,7 +48,7 @@ func (p *parser) parseMappings(root object) {
 }
 
 func (p *parser) parseMapping(e entry, used map[string]bool) *MappingSpec {
-	o, ok := p.object(e.value, e.path, "table", "message", "actions", "columns", "when", "keys", "dependents")
+	o, ok := p.object(e.value, e.path, fields[format.Mapping]()...)
 	if !ok {
 		return nil
 	}

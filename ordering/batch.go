@@ -26,6 +26,7 @@ type Batch struct {
 	index   []uint32 // open addressing over entries: number+1, 0 is free
 	txns    []Txn    // transactions with entries here, in commit order
 	lookups int
+	asked   int  // bytes that the lookups hold, which are not in the arena
 	urgent  bool // something in it is not being removed early
 	waiting []chan struct{}
 	highest lsn.LSN
@@ -151,6 +152,7 @@ func (b *Batch) Add(tx *Txn, inv *mapping.Invalidation) {
 	b.arena = append(b.arena, inv.Key...)
 	if inv.Lookup != nil {
 		b.lookups++
+		b.asked += inv.Lookup.Size()
 	}
 	b.entries = append(b.entries, e)
 	b.index[slot] = uint32(len(b.entries))
@@ -168,7 +170,7 @@ func (b *Batch) end(p Position) {
 // Full says that the batch should be applied before more is added. Adding more
 // stays possible: one change may map to many keys.
 func (b *Batch) Full() bool {
-	return len(b.entries) >= maxEntries || len(b.arena) >= maxArena || len(b.txns) >= maxEntries
+	return len(b.entries) >= maxEntries || len(b.arena)+b.asked >= maxArena || len(b.txns) >= maxEntries
 }
 
 // Applied tells those who wait for it that all of the batch is applied.
@@ -189,7 +191,7 @@ func (b *Batch) reset() {
 	clear(b.entries) // families of an old plan must not stay reachable
 	b.entries, b.arena, b.txns = b.entries[:0], b.arena[:0], b.txns[:0]
 	clear(b.index)
-	b.lookups, b.highest, b.complete, b.position, b.stats = 0, 0, false, Position{}, Stats{}
+	b.lookups, b.asked, b.highest, b.complete, b.position, b.stats = 0, 0, 0, false, Position{}, Stats{}
 	b.freshAsOf, b.urgent, b.waiting = time.Time{}, false, nil
 }
 

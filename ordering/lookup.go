@@ -22,10 +22,11 @@ type Querier interface {
 // it: a table is gone, a right is missing, it takes too long.
 var ErrQueryRefused = errors.New("the source refuses the query")
 
-// lookupCacheSize bounds the remembered answers, by number and by rows each.
+// lookupCacheSize bounds the remembered answers, by number and by bytes each: 4 MiB
+// together, with what the questions take.
 const (
-	lookupCacheSize    = 256
-	lookupCacheMaxRows = 256
+	lookupCacheSize     = 256
+	lookupCacheMaxBytes = 16 << 10
 )
 
 // Lookups turns the batch's for_each entries into invalidations by asking the
@@ -47,6 +48,19 @@ type answer struct {
 	rows    [][][]byte
 }
 
+// size is what the rows take in memory.
+func (a *answer) size() int {
+	const header = 24 // of a slice
+	n := 0
+	for _, row := range a.rows {
+		n += header
+		for _, v := range row {
+			n += header + len(v)
+		}
+	}
+	return n
+}
+
 // NewLookups returns lookups for one attachment. refused is told of each query
 // that widened its family because the source refuses it.
 func NewLookups(q Querier, refused func(family string, err error)) (*Lookups, error) {
@@ -65,7 +79,10 @@ func (l *Lookups) Resolve(ctx context.Context, b, more *Batch, snap Snapshot, ap
 	if b.lookups == 0 {
 		return nil
 	}
-	defer more.reset()
+	defer func() {
+		more.reset()
+		l.out = mapping.Output{} // an answer of any size was rendered in it
+	}()
 	for i := range b.entries {
 		e := &b.entries[i]
 		if e.op != mapping.OpLookup {
@@ -116,7 +133,7 @@ func (l *Lookups) answer(ctx context.Context, b *Batch, e *entry, snap Snapshot)
 			return nil
 		}
 		a = answer{snap: snap, columns: columns, rows: rows}
-		if len(rows) <= lookupCacheMaxRows {
+		if call.Size()+a.size() <= lookupCacheMaxBytes {
 			l.cache.Add(id, a)
 		}
 	}

@@ -47,6 +47,7 @@ func lookups(t *testing.T, maxRows int) func(owner string) *mapping.Invalidation
 type products struct {
 	columns []string
 	rows    int
+	pad     string // at the end of each value
 	err     error
 	asked   []string
 }
@@ -58,7 +59,7 @@ func (p *products) Query(_ context.Context, _ string, params [][]byte, maxRows i
 	}
 	var rows [][][]byte
 	for i := range min(p.rows, maxRows+1) {
-		rows = append(rows, [][]byte{fmt.Append(nil, string(params[0]), "-", i)})
+		rows = append(rows, [][]byte{fmt.Append(nil, string(params[0]), "-", i, p.pad)})
 	}
 	if p.columns == nil {
 		return []string{"product_id"}, rows, nil
@@ -192,16 +193,53 @@ func TestAnAnswerIsUsedAgainOnlyWhereItHolds(t *testing.T) {
 }
 
 func TestLargeAnswersAreNotRemembered(t *testing.T) {
-	p := &products{rows: lookupCacheMaxRows + 1}
-	r := newResolver(t, p)
-	b := asking(lookups(t, 1000)("a"), txn(7, 10, 1))
-	for range 2 {
-		if err := r.run(t, b, "100:100:"); err != nil || len(r.applied) != p.rows {
-			t.Fatalf("%v, %d entries", err, len(r.applied))
-		}
+	for _, c := range []struct {
+		name  string
+		owner string
+		p     products
+		asks  int
+	}{
+		{"small", "a", products{rows: 100}, 1},
+		{"many rows", "a", products{rows: 1000}, 2},
+		{"few huge rows", "a", products{rows: 2, pad: strings.Repeat("x", 1<<20)}, 2},
+		{"a huge question", strings.Repeat("x", 1<<20), products{rows: 0}, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newResolver(t, &c.p)
+			b := asking(lookups(t, 1000)(c.owner), txn(7, 10, 1))
+			for range 2 {
+				if err := r.run(t, b, "100:100:"); err != nil || len(r.applied) != c.p.rows {
+					t.Fatalf("%v, %d entries", err, len(r.applied))
+				}
+			}
+			if len(c.p.asked) != c.asks {
+				t.Errorf("%d questions, want %d", len(c.p.asked), c.asks)
+			}
+		})
 	}
-	if len(p.asked) != 2 {
-		t.Errorf("%d questions", len(p.asked))
+}
+
+// What a lookup asks with stays in memory until it is answered, like a key.
+func TestLookupsFillABatchByTheirSize(t *testing.T) {
+	lookup := lookups(t, 1000)
+	b, tx := NewBatch(), txn(7, 10, 1)
+	large := strings.Repeat("x", 32<<10)
+	n := 0
+	for ; !b.Full() && n < maxEntries; n++ {
+		b.Add(&tx, lookup(fmt.Sprint(n, large)))
+	}
+	if n*len(large) > 2*maxArena {
+		t.Errorf("%d lookups of %d bytes fit into a batch", n, len(large))
+	}
+	if b.reset(); b.Full() {
+		t.Error("an empty batch is full")
+	}
+	same := lookup(large)
+	for range 2 * maxArena / len(large) {
+		b.Add(&tx, same)
+	}
+	if b.Full() {
+		t.Error("one lookup that is asked for again and again fills a batch")
 	}
 }
 

@@ -60,9 +60,11 @@ func (q *Queue) Unlock() {
 // for. It is called with the lock held.
 func (q *Queue) CatchingUp(yes bool) { q.backlog = yes }
 
-// gatherTime is how long a batch may gather when nothing in it is in a hurry. It
-// is as long as the pauses between reads.
-const gatherTime = time.Millisecond
+// gatherTime is how long a batch may gather when nothing in it is in a hurry: all
+// that it removes has been removed once. Longer shares the cost of the gate and of the
+// checkpoint among more changes; it is also how long a value stays that a reader
+// filled in between the first removal and the visibility of the change.
+const gatherTime = 5 * time.Millisecond
 
 // patient says that the batch gains by growing: there is a backlog, or all that it
 // has to remove has been removed early.
@@ -189,6 +191,14 @@ func (q *Queue) Take(ctx context.Context) (*Batch, error) {
 			return b, nil
 		}
 	}
+}
+
+// Waiting is how many invalidations have not been taken yet, and how long their
+// keys are together. Those being applied now are not among them.
+func (q *Queue) Waiting() (invalidations, bytes int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.fill.Len(), len(q.fill.arena)
 }
 
 // Empty says that there is nothing to take.

@@ -31,11 +31,16 @@ const (
 // Finding is what a check of the live source has found about one mapped table,
 // or about the publication when Table is empty.
 type Finding struct {
+	// Code names the kind of finding, and is stable.
+	Code     string   `json:"code"`
 	Severity Severity `json:"severity"`
 	Schema   string   `json:"schema,omitempty"`
 	Table    string   `json:"table,omitempty"`
 	Problem  string   `json:"problem"`
-	Fix      string   `json:"fix,omitempty"` // the exact SQL where SQL mends it
+	Fix      string   `json:"fix,omitempty"` // for people; the exact SQL where SQL mends it
+	// SQL are the statements that mend it, for a program to run one by one. There are
+	// none where somebody has to decide first: what to map, what to take away.
+	SQL []string `json:"sql,omitempty"`
 	// Misleads: what the log says of the table is not all, and does not show it.
 	Misleads bool `json:"misleads,omitempty"`
 }
@@ -94,13 +99,13 @@ func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse
 	}
 	var findings []Finding
 	for i, u := range tables {
-		add := func(s Severity, problem, fix string) *Finding {
-			findings = append(findings, Finding{Severity: s, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
+		add := func(code string, s Severity, problem, fix string) *Finding {
+			findings = append(findings, Finding{Code: code, Severity: s, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
 			return &findings[len(findings)-1]
 		}
 		t := found[i]
 		if t == nil {
-			add(SeverityFatal, "it does not exist", "create it, or correct mappings: the schema is part of the name, and names are case-sensitive here")
+			add("table_missing", SeverityFatal, "it does not exist", "create it, or correct mappings: the schema is part of the name, and names are case-sensitive here")
 			continue
 		}
 		if !checkKind(t, add) {
@@ -147,21 +152,21 @@ func tableNames(tables []mapping.TableUse) (schemas, names []string) {
 	return schemas, names
 }
 
-type addFinding func(s Severity, problem, fix string) *Finding
+type addFinding func(code string, s Severity, problem, fix string) *Finding
 
 // checkKind says whether row changes of the relation can be in the log at all.
 func checkKind(t *catalogTable, add addFinding) bool {
 	switch {
 	case t.kind == "v" || t.kind == "m":
-		add(SeverityFatal, "it is a view, and a view has no changes of its own", "map the tables that it reads")
+		add("view", SeverityFatal, "it is a view, and a view has no changes of its own", "map the tables that it reads")
 	case t.kind == "f":
-		add(SeverityFatal, "it is a foreign table: its changes are in another server's log", "attach a daemon to that server")
+		add("foreign_table", SeverityFatal, "it is a foreign table: its changes are in another server's log", "attach a daemon to that server")
 	case t.kind != "r" && t.kind != "p":
-		add(SeverityFatal, "it is no table", "map a table")
+		add("no_table", SeverityFatal, "it is no table", "map a table")
 	case t.persistence != "p":
-		add(SeverityFatal, "it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+t.sql()+" SET LOGGED;")
+		add("unlogged", SeverityFatal, "it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+t.sql()+" SET LOGGED;")
 	case t.isPartition:
-		add(SeverityFatal, "it is a partition: its changes arrive under the name of the partitioned table above it", "map the partitioned table")
+		add("partition", SeverityFatal, "it is a partition: its changes arrive under the name of the partitioned table above it", "map the partitioned table")
 	default:
 		return true
 	}
@@ -172,9 +177,9 @@ func checkColumns(t *catalogTable, u mapping.TableUse, add addFinding) {
 	for _, c := range u.Columns {
 		switch {
 		case !slices.Contains(t.columns, c):
-			add(SeverityFatal, fmt.Sprintf("it has no column %q", c), "correct mappings; its columns are "+strings.Join(t.columns, ", "))
+			add("column_missing", SeverityFatal, fmt.Sprintf("it has no column %q", c), "correct mappings; its columns are "+strings.Join(t.columns, ", "))
 		case slices.Contains(t.unsendable, c):
-			add(SeverityFatal, fmt.Sprintf("column %q is generated, and the server does not send it", c), "map the columns that it is computed from")
+			add("column_generated", SeverityFatal, fmt.Sprintf("column %q is generated, and the server does not send it", c), "map the columns that it is computed from")
 		}
 	}
 }
@@ -184,11 +189,11 @@ func checkBelow(t *catalogTable, mapped map[string]bool, add addFinding) {
 	for _, b := range t.below {
 		switch {
 		case b.kind == "f":
-			add(SeverityFatal, b.sql()+" below it is a foreign table: its changes are in another server's log", "ALTER TABLE "+t.sql()+" DETACH PARTITION "+b.sql()+";")
+			add("foreign_table", SeverityFatal, b.sql()+" below it is a foreign table: its changes are in another server's log", "ALTER TABLE "+t.sql()+" DETACH PARTITION "+b.sql()+";")
 		case b.persistence != "p":
-			add(SeverityFatal, b.sql()+" below it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+b.sql()+" SET LOGGED;")
+			add("unlogged", SeverityFatal, b.sql()+" below it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+b.sql()+" SET LOGGED;")
 		case !b.isPartition && !mapped[b.sql()]:
-			add(SeverityFatal, b.sql()+" inherits from it: reading "+t.sql()+" shows its rows, and their changes arrive under its own name",
+			add("inherits", SeverityFatal, b.sql()+" inherits from it: reading "+t.sql()+" shows its rows, and their changes arrive under its own name",
 				"map "+b.sql()+" to the same keys")
 		}
 	}
@@ -202,8 +207,12 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 	}
 	for _, h := range holders {
 		if h.kind == "r" && h.persistence == "p" && h.identity != "f" && len(h.identityColumns) == 0 {
-			add(SeverityFatal, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail",
-				"ALTER TABLE "+h.sql()+" ADD PRIMARY KEY (...);\nor: ALTER TABLE "+h.sql()+" REPLICA IDENTITY FULL;")
+			f := add("no_replica_identity", SeverityFatal, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail",
+				"ALTER TABLE "+h.sql()+" ADD PRIMARY KEY (...);\nor: "+identityFullStatement(h))
+			f.SQL = []string{identityFullStatement(h)}
+			if h.isPartition {
+				f.SQL = identityFull(t) // what one partition alone logs is of no use
+			}
 			return // what follows would only say it again
 		}
 	}
@@ -216,8 +225,9 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 			continue
 		}
 		if t.identity == "f" || slices.ContainsFunc(t.identityColumns, func(c string) bool { return !b.logs(c) }) {
-			add(SeverityFatal, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
-				b.sql(), describeIdentity(b), describeIdentity(t)), identityFullSQL(t)).Misleads = true
+			f := add("partition_identity", SeverityFatal, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
+				b.sql(), describeIdentity(b), describeIdentity(t)), identityFullSQL(t))
+			f.Misleads, f.SQL = true, identityFull(t)
 			return
 		}
 	}
@@ -228,8 +238,8 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 		}
 	}
 	if len(missing) > 0 {
-		add(SeverityWidens, fmt.Sprintf("the log does not carry the old value of %s (%s): a change invalidates the whole family where it cannot tell the old key",
-			strings.Join(missing, ", "), describeIdentity(t)), identityFullSQL(t))
+		add("replica_identity", SeverityWidens, fmt.Sprintf("the log does not carry the old value of %s (%s): a change invalidates the whole family where it cannot tell the old key",
+			strings.Join(missing, ", "), describeIdentity(t)), identityFullSQL(t)).SQL = identityFull(t)
 	}
 }
 
@@ -243,22 +253,32 @@ func describeIdentity(t *catalogTable) string {
 	return "replica identity " + strings.Join(t.identityColumns, ", ")
 }
 
-// identityFullSQL mends the table and everything below it.
-func identityFullSQL(t *catalogTable) string {
-	const most = 8
-	var lines []string
+// identityFull mends the table and everything below it, a statement each.
+func identityFull(t *catalogTable) []string {
+	var sql []string
 	if t.identity != "f" {
-		lines = append(lines, "ALTER TABLE "+t.sql()+" REPLICA IDENTITY FULL;")
+		sql = append(sql, identityFullStatement(t))
 	}
 	for _, b := range t.below {
-		if b.identity == "f" || !b.isPartition {
-			continue
+		if b.identity != "f" && b.isPartition {
+			sql = append(sql, identityFullStatement(b))
 		}
-		if len(lines) > most {
-			return "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', relid) FROM pg_partition_tree(" +
-				quoteLiteral(t.sql()) + ") \\gexec"
-		}
-		lines = append(lines, "ALTER TABLE "+b.sql()+" REPLICA IDENTITY FULL;")
 	}
-	return strings.Join(lines, "\n")
+	return sql
+}
+
+func identityFullStatement(t *catalogTable) string {
+	return "ALTER TABLE " + t.sql() + " REPLICA IDENTITY FULL;"
+}
+
+// identityFullSQL is identityFull for people: beyond a few partitions, psql makes
+// the statements.
+func identityFullSQL(t *catalogTable) string {
+	const most = 9
+	sql := identityFull(t)
+	if len(sql) > most {
+		return "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', relid) FROM pg_partition_tree(" +
+			quoteLiteral(t.sql()) + ") \\gexec"
+	}
+	return strings.Join(sql, "\n")
 }

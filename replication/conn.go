@@ -29,9 +29,10 @@ var sessionParams = map[string]string{
 
 // dialReplication opens a connection in replication mode.
 func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedConn, error) {
+	const op = "connect to the source for replication"
 	cfg, err := pgconn.ParseConfig(url)
 	if err != nil {
-		return nil, nil, fmt.Errorf("source.url: %w", err)
+		return nil, nil, urlError(op, err)
 	}
 	for k, v := range sessionParams {
 		cfg.RuntimeParams[k] = v
@@ -48,7 +49,8 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedCon
 	cfg.DialFunc = dial
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, nil, fmt.Errorf("connect to the source for replication: %w", err)
+		return nil, nil, serverError(op, err, "ALTER ROLE "+quoteIdentifier(cfg.User)+" REPLICATION;\n"+
+			"(on a managed service grant its role instead, such as rds_replication)")
 	}
 	return conn, paced, nil
 }

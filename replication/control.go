@@ -34,8 +34,7 @@ func connect(ctx context.Context, url, purpose string, params map[string]string)
 	const op = "connect to the source"
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, &ConfigError{Op: op, Problem: "source.url cannot be read", Err: err,
-			Fix: "use the form postgres://user:password@host:5432/database?sslmode=verify-full"}
+		return nil, urlError(op, err)
 	}
 	maps.Copy(cfg.RuntimeParams, sessionParams)
 	maps.Copy(cfg.RuntimeParams, map[string]string{
@@ -92,20 +91,29 @@ func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
 
 // Check refuses a server that cannot be a source.
 func (s Server) Check() error {
-	const op = "check the source"
-	if s.Version < minServerVersion {
-		return &ConfigError{Op: op, Problem: fmt.Sprintf("the server is Postgres %s; 15 is the oldest that works", versionString(s.Version)),
-			Fix: "upgrade the server"}
-	}
-	if s.InRecovery {
-		return &ConfigError{Op: op, Problem: "the changes of a standby's tables cannot be followed safely", Err: ErrStandby,
-			Fix: "point source.url at the primary; with several hosts in it, add target_session_attrs=read-write"}
-	}
-	if s.WALLevel != "logical" {
-		return &ConfigError{Op: op, Problem: "wal_level is " + s.WALLevel + ", so the log does not carry row changes",
-			Fix: "ALTER SYSTEM SET wal_level = 'logical';  -- and restart the server\n(a managed service has a parameter for it, such as rds.logical_replication = 1)"}
+	if problems := s.Problems(); len(problems) > 0 {
+		return problems[0]
 	}
 	return nil
+}
+
+// Problems are all reasons why the server cannot be a source.
+func (s Server) Problems() []*ConfigError {
+	const op = "check the source"
+	var problems []*ConfigError
+	if s.Version < minServerVersion {
+		problems = append(problems, &ConfigError{Op: op, Problem: fmt.Sprintf("the server is Postgres %s; 15 is the oldest that works", versionString(s.Version)),
+			Fix: "upgrade the server"})
+	}
+	if s.InRecovery {
+		problems = append(problems, &ConfigError{Op: op, Problem: "the changes of a standby's tables cannot be followed safely", Err: ErrStandby,
+			Fix: "point source.url at the primary; with several hosts in it, add target_session_attrs=read-write"})
+	}
+	if s.WALLevel != "logical" {
+		problems = append(problems, &ConfigError{Op: op, Problem: "wal_level is " + s.WALLevel + ", so the log does not carry row changes",
+			Fix: "ALTER SYSTEM SET wal_level = 'logical';  -- and restart the server\n-- a managed service has a parameter for it, such as rds.logical_replication = 1"})
+	}
+	return problems
 }
 
 // VersionString is the version as people write it.
@@ -121,15 +129,19 @@ func versionString(n int) string {
 // qualified is a table's name as SQL takes it. Ordinary names stay bare, so that
 // a fix reads as somebody would write it. A reserved word needs quotes in front
 // of the dot, and none behind it.
-func qualified(schema, table string) string {
-	switch schema {
-	case "all", "analyse", "analyze", "any", "array", "check", "column", "default", "from", "grant", "group", "limit",
-		"order", "primary", "references", "select", "table", "to", "union", "user", "where", "with":
-		schema = quoteIdentifier(schema)
-	default:
-		schema = sqlName(schema)
+func qualified(schema, table string) string { return Identifier(schema) + "." + sqlName(table) }
+
+// Qualified is a table's name as SQL takes it.
+func Qualified(schema, table string) string { return qualified(schema, table) }
+
+// Identifier is a name as SQL takes it where a reserved word needs quotes.
+func Identifier(s string) string {
+	switch s {
+	case "all", "analyse", "analyze", "any", "array", "check", "column", "current_role", "current_user", "default", "from", "grant", "group", "limit",
+		"none", "order", "primary", "references", "select", "session_user", "table", "to", "union", "user", "where", "with":
+		return quoteIdentifier(s)
 	}
-	return schema + "." + sqlName(table)
+	return sqlName(s)
 }
 
 func sqlName(s string) string {

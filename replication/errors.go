@@ -84,6 +84,9 @@ func serverError(op string, err error, grant string) error {
 		if errors.Is(err, context.Canceled) {
 			return fmt.Errorf("%s: %w", op, err)
 		}
+		if err := tlsError(op, err); err != nil {
+			return err
+		}
 		var connect *pgconn.ConnectError
 		var network net.Error
 		if errors.As(err, &connect) || errors.As(err, &network) || pgconn.Timeout(err) ||
@@ -95,9 +98,13 @@ func serverError(op string, err error, grant string) error {
 	switch pg.Code {
 	case "42501": // insufficient_privilege
 		return &ConfigError{Op: op, Problem: "the role lacks a right", Fix: grant, Err: err}
-	case "28P01", "28000": // invalid_password, invalid_authorization_specification
+	case "28P01": // invalid_password
 		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err,
 			Fix: "check the user and password in source.url, and that pg_hba.conf has a line for this host, database and role"}
+	case "28000": // invalid_authorization_specification
+		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err,
+			Fix: "see that pg_hba.conf has a line for this host, database and role, with or without TLS as source.url has it;\n" +
+				"where it asks for a client certificate (clientcert), name one in source.url: sslcert=/path/to/client.crt&sslkey=/path/to/client.key"}
 	case "3D000": // invalid_catalog_name
 		return &ConfigError{Op: op, Problem: "the database does not exist", Err: err,
 			Fix: "correct the database name in source.url"}

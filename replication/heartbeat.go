@@ -11,9 +11,12 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
 // HeartbeatPrefix is the prefix of the logical messages that a Heartbeat emits.
@@ -50,10 +53,14 @@ type HeartbeatOptions struct {
 // the sequence number under a key drawn at start. What is outstanding need not be
 // remembered, however far behind the stream is.
 type Heartbeat struct {
-	o   HeartbeatOptions
-	key [32]byte
+	o      HeartbeatOptions
+	key    [32]byte
+	logEnd atomic.Uint64
+
+	changed chan struct{} // the interval
 
 	mu       sync.Mutex
+	interval time.Duration
 	sent     uint64 // sequence of the last one tried
 	seen     uint64 // highest that came back
 	seenTime time.Time
@@ -65,16 +72,30 @@ type Heartbeat struct {
 
 // NewHeartbeat makes a heartbeat; Run runs it.
 func NewHeartbeat(o HeartbeatOptions) *Heartbeat {
-	if o.StaleAfter <= 0 {
-		o.StaleAfter = max(10*time.Second, 10*o.Interval)
-	}
 	if o.Metrics == nil {
 		o.Metrics = NewControlMetrics(nil)
 	}
 	now := time.Now()
-	h := &Heartbeat{o: o, arrived: now, since: now, wasOK: true}
+	h := &Heartbeat{o: o, interval: o.Interval, changed: make(chan struct{}, 1), arrived: now, since: now, wasOK: true}
 	_, _ = rand.Read(h.key[:]) // never fails: the runtime would sooner end the process
 	return h
+}
+
+// SetInterval changes the pace of a heartbeat that has one.
+func (h *Heartbeat) SetInterval(d time.Duration) {
+	h.mu.Lock()
+	h.interval = d
+	h.mu.Unlock()
+	select {
+	case h.changed <- struct{}{}:
+	default: // noted already
+	}
+}
+
+func (h *Heartbeat) pace() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.interval
 }
 
 // Run sends heartbeats until ctx ends and returns nil. Without an interval it
@@ -84,7 +105,7 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	retryForever(ctx, func() (bool, error) { return h.session(ctx) }, func(err error, next time.Duration) {
+	repeatForever(ctx, h.connect, h.send, h.pace, h.changed, func(err error, next time.Duration) {
 		h.mu.Lock()
 		h.lastErr = err
 		h.mu.Unlock()
@@ -92,27 +113,6 @@ func (h *Heartbeat) Run(ctx context.Context) error {
 		h.o.Logger.Warn("cannot send heartbeats", "error", err, "retry_in", next)
 	})
 	return nil
-}
-
-func (h *Heartbeat) session(ctx context.Context) (progress bool, err error) {
-	conn, err := h.connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer CloseControl(ctx, conn)
-	tick := time.NewTicker(h.o.Interval)
-	defer tick.Stop()
-	for {
-		if err := h.send(ctx, conn); err != nil {
-			return progress, err
-		}
-		progress = true
-		select {
-		case <-ctx.Done():
-			return true, ctx.Err()
-		case <-tick.C:
-		}
-	}
 }
 
 func (h *Heartbeat) connect(ctx context.Context) (*pgx.Conn, error) {
@@ -141,18 +141,26 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 	// The time is taken by the database before the message's transaction commits,
 	// so whatever was visible by then lies before it in the log. It travels in the
 	// message because the message may well be back before this statement's answer.
-	_, err := conn.Exec(ctx, `
-		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)`,
-		HeartbeatPrefix, string(content))
+	var at string
+	err := conn.QueryRow(ctx, `
+		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)::text`,
+		HeartbeatPrefix, string(content)).Scan(&at)
 	if err != nil {
 		return serverError("send a heartbeat", err, "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO <the role>;")
 	}
 	h.o.Metrics.heartbeatSent.Inc()
+	if end, err := lsn.Parse(at); err == nil {
+		h.logEnd.Store(uint64(end))
+	}
 	h.mu.Lock()
 	h.lastErr = nil
 	h.mu.Unlock()
 	return nil
 }
+
+// LogEnd is where the source's log ended when the last heartbeat was written; 0
+// before the first.
+func (h *Heartbeat) LogEnd() lsn.LSN { return lsn.LSN(h.logEnd.Load()) }
 
 // head is a content up to the time.
 func (h *Heartbeat) head(seq uint64) []byte {
@@ -210,7 +218,11 @@ func (h *Heartbeat) Status() Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := Status{OK: true}
-	if age := time.Since(h.arrived); h.o.Interval > 0 && age > h.o.StaleAfter {
+	staleAfter := h.o.StaleAfter
+	if staleAfter <= 0 {
+		staleAfter = max(10*time.Second, 10*h.interval)
+	}
+	if age := time.Since(h.arrived); h.interval > 0 && age > staleAfter {
 		s = Status{Reason: fmt.Sprintf("no heartbeat has come back for %s", age.Round(time.Second))}
 		if h.lastErr != nil {
 			s.Reason += ": " + h.lastErr.Error()

@@ -13,17 +13,22 @@ import (
 // How reads are paced. The walsender writes every message to its socket as soon
 // as that is writable. A reader that empties the socket at once makes it pay a
 // system call, a trip through the network stack and a wake-up per message,
-// which is what limits the whole pipeline: on one machine 45k one-row
-// transactions a second, and 145k with the pacing below (docs/performance.md).
+// which is what limits the whole pipeline: on one machine 50k one-row
+// transactions a second, and 170k with the pacing below (docs/performance.md).
 const (
-	// catchUpPause lets WAL gather between reads while there is a backlog.
-	catchUpPause = time.Millisecond
+	// catchUpPause lets WAL gather between reads while there is a backlog. The queue
+	// of a Unix socket holds some 280 messages whatever the reader does, and after
+	// that the walsender waits: there the pause is about as long as it takes to fill.
+	catchUpPause     = time.Millisecond
+	catchUpPauseUnix = 250 * time.Microsecond
 	// A transaction that is sent later than backlogAge after its commit is a
 	// backlog, and so is a window of catchUpWindow with more than catchUpBytes read in
-	// it. When neither holds for as many pauses as fit in a window, it has ended.
+	// it. When neither holds for slowPauses in a row, it has ended: with what a hiccup
+	// left behind the pauses must not last longer than the hiccup.
 	backlogAge    = 20 * time.Millisecond
 	catchUpWindow = 10 * time.Millisecond
 	catchUpBytes  = 64 << 10
+	slowPauses    = 3
 	// loopbackReceiveBuffer keeps the receive window so small that it is shut for
 	// nearly all of a pause. What the walsender writes meanwhile stays in *its* send
 	// queue, where a message costs a memory copy, and leaves in bulk when the window
@@ -41,10 +46,9 @@ const (
 // lies below TLS, so that both kinds of connection are paced alike. Reads belong
 // to one goroutine.
 type pacedConn struct {
-	net.Conn
-	raw     syscall.RawConn
+	*socket
 	enabled bool // set once the stream has started; before it, reads pass through
-	unix    bool
+	pause   time.Duration
 
 	catchUp  bool
 	late     bool      // the last transaction was sent long after its commit
@@ -81,13 +85,12 @@ func dialPaced() (dial func(ctx context.Context, network, addr string) (net.Conn
 		if err != nil {
 			return nil, err
 		}
-		made.Conn = c
-		made.unix = network == "unix"
-		if sc, ok := c.(syscall.Conn); ok {
-			if made.raw, err = sc.SyscallConn(); err != nil {
-				c.Close()
-				return nil, err
-			}
+		if made.socket, err = newSocket(c); err != nil {
+			return nil, err
+		}
+		made.pause = catchUpPause
+		if network == "unix" {
+			made.pause = catchUpPauseUnix
 		}
 		return made, nil
 	}, made
@@ -101,7 +104,7 @@ func (c *pacedConn) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	if !c.enabled {
-		return c.Conn.Read(p)
+		return c.socket.Read(p)
 	}
 	if len(p) >= scratchSize/4 {
 		return c.paced(p)
@@ -117,17 +120,12 @@ func (c *pacedConn) Read(p []byte) (int, error) {
 }
 
 // paced never waits for more than a pause when there is something to read.
-// A Unix socket is watched but not paced: its queue holds a fixed, small number of
-// messages, so a pause only leaves the walsender waiting.
 func (c *pacedConn) paced(p []byte) (int, error) {
-	if c.catchUp && c.raw != nil && !c.unix {
-		time.Sleep(catchUpPause)
-		n, err := c.drain(p)
-		if err != nil {
-			return n, err
-		}
-		if !c.late && n < int(catchUpBytes*catchUpPause/catchUpWindow) {
-			if c.slow++; c.slow >= int(catchUpWindow/catchUpPause) {
+	if c.catchUp {
+		pause(c.pause)
+		n := c.ReadNow(p)
+		if !c.late && n < int(catchUpBytes*c.pause/catchUpWindow) {
+			if c.slow++; c.slow >= slowPauses {
 				c.catchUp, c.window, c.windowAt = false, 0, time.Time{}
 			}
 		} else {
@@ -137,12 +135,9 @@ func (c *pacedConn) paced(p []byte) (int, error) {
 			return n, nil
 		}
 	}
-	n, err := c.Conn.Read(p)
+	n, err := c.socket.Read(p)
 	now := time.Now()
 	if now.Sub(c.windowAt) > catchUpWindow {
-		if c.unix && !c.late && c.window <= catchUpBytes {
-			c.catchUp = false
-		}
 		c.window, c.windowAt = 0, now
 	}
 	if c.window += n; c.window > catchUpBytes {
@@ -156,24 +151,4 @@ func (c *pacedConn) behind(late bool) {
 	if c.late = late; late {
 		c.catchUp, c.slow = true, 0
 	}
-}
-
-// drain reads without waiting until p is full or nothing is left: with each read
-// the window opens and the kernel moves on what has queued at the sender.
-// End of file and errors are left to the blocking read that follows.
-func (c *pacedConn) drain(p []byte) (n int, err error) {
-	err = c.raw.Read(func(fd uintptr) bool {
-		for n < len(p) {
-			m, err := unix.Read(int(fd), p[n:])
-			if err == unix.EINTR {
-				continue
-			}
-			if m <= 0 || err != nil {
-				break
-			}
-			n += m
-		}
-		return true // never wait
-	})
-	return n, err
 }

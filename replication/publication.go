@@ -127,7 +127,8 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	}
 	pub := sqlName(name)
 	if !found {
-		return []Finding{{Severity: SeverityFatal, Problem: ErrPublicationMissing.Error(), Fix: createPublicationSQL(name, tables)}}, nil
+		sql := createPublicationSQL(name, tables)
+		return []Finding{{Code: "publication_missing", Severity: SeverityFatal, Problem: ErrPublicationMissing.Error(), Fix: sql, SQL: []string{sql}}}, nil
 	}
 	members, err := readMembers(ctx, conn, name, tables)
 	if err != nil {
@@ -135,26 +136,27 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	}
 	var findings []Finding
 	if missing := p.missingActions(tables); len(missing) > 0 {
-		findings = append(findings, Finding{Severity: SeverityFatal,
+		sql := "ALTER PUBLICATION " + pub + " SET (publish = '" + publishAll + "');"
+		findings = append(findings, Finding{Code: "publication_actions", Severity: SeverityFatal,
 			Problem: fmt.Sprintf("%s does not publish %s, so such changes would invalidate nothing", name, strings.Join(missing, ", ")),
-			Fix:     "ALTER PUBLICATION " + pub + " SET (publish = '" + publishAll + "');"})
+			Fix:     sql, SQL: []string{sql}})
 	}
 	if p.AllTables {
-		findings = append(findings, Finding{Severity: SeverityNotice,
+		findings = append(findings, Finding{Code: "publication_all_tables", Severity: SeverityNotice,
 			Problem: name + " is FOR ALL TABLES: changes of tables that nothing maps are sent as well, and a table without a replica identity refuses UPDATE and DELETE",
 			Fix:     "a publication of its own for the mapped tables:\n" + createPublicationSQL(name, tables)})
 	}
 	viaRootSaid := false
 	var absent []mapping.TableUse
 	for i, u := range tables {
-		add := func(problem, fix string) {
-			findings = append(findings, Finding{Severity: SeverityFatal, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
+		add := func(code, problem, fix string, sql ...string) {
+			findings = append(findings, Finding{Code: code, Severity: SeverityFatal, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix, SQL: sql})
 		}
 		m := members[i]
 		if m.partitioned && !p.ViaRoot && !viaRootSaid {
 			viaRootSaid = true
-			add("it is partitioned, and publication "+name+" sends its changes under the partitions' names",
-				"ALTER PUBLICATION "+pub+" SET (publish_via_partition_root = true);")
+			sql := "ALTER PUBLICATION " + pub + " SET (publish_via_partition_root = true);"
+			add("publication_via_root", "it is partitioned, and publication "+name+" sends its changes under the partitions' names", sql, sql)
 			continue
 		}
 		if !m.published {
@@ -163,10 +165,11 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			}
 			continue
 		}
+		// For people only: whoever set a filter or a list may need it for something else.
 		readd := "BEGIN; ALTER PUBLICATION " + pub + " DROP TABLE " + qualified(u.Schema, u.Table) +
 			"; ALTER PUBLICATION " + pub + " ADD TABLE " + qualified(u.Schema, u.Table) + "; COMMIT;"
 		if m.filtered {
-			add("publication "+name+" has a row filter on it: rows outside of it would change unseen, and updates arrive as inserts or deletes without the old row", readd)
+			add("publication_row_filter", "publication "+name+" has a row filter on it: rows outside of it would change unseen, and updates arrive as inserts or deletes without the old row", readd)
 			findings[len(findings)-1].Misleads = true
 		}
 		var lacks []string
@@ -177,13 +180,14 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			}
 		}
 		if len(lacks) > 0 {
-			add(fmt.Sprintf("publication %s does not send its column %s, which mappings use", name, strings.Join(lacks, ", ")), readd)
+			add("publication_columns", fmt.Sprintf("publication %s does not send its column %s, which mappings use", name, strings.Join(lacks, ", ")), readd)
 		}
 	}
 	for _, u := range absent {
-		findings = append(findings, Finding{Severity: SeverityFatal, Schema: u.Schema, Table: u.Table,
+		sql := "ALTER PUBLICATION " + pub + " ADD TABLE " + tableList(absent) + ";"
+		findings = append(findings, Finding{Code: "publication_member", Severity: SeverityFatal, Schema: u.Schema, Table: u.Table,
 			Problem: "publication " + name + " does not have it, so its changes would invalidate nothing",
-			Fix:     "ALTER PUBLICATION " + pub + " ADD TABLE " + tableList(absent) + ";"})
+			Fix:     sql, SQL: []string{sql}})
 	}
 	return findings, nil
 }

@@ -37,12 +37,18 @@ type QueryConn struct {
 // snapshotStatement is prepared once: the question is asked for every batch.
 const snapshotStatement = "cdc_invalidator_snapshot"
 
+// ConnectQuery opens an ordinary connection on which for_each queries mean what they
+// mean to the daemon. With the role's own search path, for which they are written;
+// read-only, since a query may hide a write; and with row security off, which turns
+// rows that a policy would hide, and with them keys, into an error.
+func ConnectQuery(ctx context.Context, url, purpose string) (*pgx.Conn, error) {
+	return connect(ctx, url, purpose, map[string]string{"default_transaction_read_only": "on", "row_security": "off"})
+}
+
 // OpenQueryConn connects and makes sure that it has reached the server of epoch: a
 // snapshot of another server says nothing about this one's transactions.
 func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, error) {
-	// With the role's own search path, for which for_each queries are written; and
-	// read-only, since a query may hide a write.
-	conn, err := connect(ctx, url, "gate", map[string]string{"default_transaction_read_only": "on"})
+	conn, err := ConnectQuery(ctx, url, "gate")
 	if err != nil {
 		return nil, err
 	}

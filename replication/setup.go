@@ -14,7 +14,10 @@ type SetupOptions struct {
 	Slot, Publication             string
 	CreateSlot, CreatePublication bool
 	Tables                        []mapping.TableUse
-	Logger                        *slog.Logger
+	// BeforeSlot, when set, is called when there is no slot and one is about to be
+	// made, which may take long. Its error ends Setup.
+	BeforeSlot func(context.Context) error
+	Logger     *slog.Logger
 }
 
 // SetupResult is the source as Setup left it.
@@ -77,6 +80,11 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 	}
 	if r.PublicationCreated && o.Logger != nil {
 		o.Logger.Info("created the publication", "publication", o.Publication, "tables", len(o.Tables))
+	}
+	if !slotFound && o.CreateSlot && o.BeforeSlot != nil {
+		if err := o.BeforeSlot(ctx); err != nil {
+			return r, err
+		}
 	}
 	if !slotFound && o.CreateSlot && o.Logger != nil {
 		if names := openTransactions(ctx, conn); names != "" {

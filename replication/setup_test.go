@@ -349,24 +349,66 @@ func TestSlotCreationNamesWhatItWaitsFor(t *testing.T) {
 	db := servertest.Postgres(t)
 	db.Exec(t, "CREATE TABLE users (id int PRIMARY KEY)", "CREATE PUBLICATION pub FOR TABLE users WITH (publish_via_partition_root)",
 		"BEGIN; INSERT INTO users VALUES (1); PREPARE TRANSACTION 'forgotten-"+db.Name+"'")
-	conn := controlConn(t, db.URL)
-	if _, err := conn.Exec(t.Context(), "SET statement_timeout = '300ms'"); err != nil {
-		t.Fatal(err)
-	}
-	o := setupOptions(db, use("users", "id"))
-	_, err := Setup(t.Context(), conn, o)
-	var away *UnavailableError
-	if !errors.As(err, &away) || !errors.Is(err, ErrBlockedByTransactions) {
-		t.Fatalf("%T: %v", err, err)
-	}
-	if !strings.Contains(err.Error(), "prepared transaction 'forgotten-"+db.Name+"' in database "+db.Name) {
-		t.Errorf("it does not say what it waits for: %v", err)
-	}
-	if _, found, _ := ReadSlot(t.Context(), conn, o.Slot); found {
-		t.Error("half a slot is left")
+	var o SetupOptions
+	var conn *pgx.Conn
+	for _, limit := range []string{"statement_timeout", "lock_timeout"} {
+		conn = controlConn(t, db.URL)
+		if _, err := conn.Exec(t.Context(), "SET "+limit+" = '300ms'"); err != nil {
+			t.Fatal(err)
+		}
+		o = setupOptions(db, use("users", "id"))
+		_, err := Setup(t.Context(), conn, o)
+		var away *UnavailableError
+		if !errors.As(err, &away) || !errors.Is(err, ErrBlockedByTransactions) {
+			t.Fatalf("%s: %T: %v", limit, err, err)
+		}
+		if !strings.Contains(err.Error(), "prepared transaction 'forgotten-"+db.Name+"' in database "+db.Name) || strings.Contains(err.Error(), "mapped table") {
+			t.Errorf("%s: it does not say what it waits for: %v", limit, err)
+		}
+		if _, found, _ := ReadSlot(t.Context(), conn, o.Slot); found {
+			t.Error("half a slot is left")
+		}
 	}
 	db.Exec(t, "COMMIT PREPARED 'forgotten-"+db.Name+"'")
 	if _, err := Setup(t.Context(), conn, o); err != nil {
+		t.Error(err)
+	}
+}
+
+// It waits for longer than a control connection otherwise waits for a lock, or a source
+// that is never without a transaction of some seconds would never get its slot.
+func TestSlotCreationOutlastsTheLockTimeout(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	server := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
+	db := servertest.NewDatabase(t, server, "patient")
+	older := db.Conn(t)
+	if _, err := older.Exec(t.Context(), "BEGIN; SELECT pg_current_xact_id()"); err != nil {
+		t.Fatal(err)
+	}
+	conn := controlConn(t, db.URL)
+	made := make(chan error, 1)
+	go func() {
+		_, _, err := EnsureSlot(t.Context(), conn, "s", true)
+		made <- err
+	}()
+	watch := db.Conn(t)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for long := false; !long; {
+		select {
+		case err := <-made:
+			t.Fatalf("it did not wait for the older transaction: %v", err)
+		case <-tick.C:
+		}
+		if err := watch.QueryRow(t.Context(), `SELECT coalesce(max(clock_timestamp() - query_start) > '5.5s', false) FROM pg_stat_activity
+			WHERE wait_event_type = 'Lock' AND query LIKE '%pg_create_logical_replication_slot%'`).Scan(&long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := older.Exec(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-made; err != nil {
 		t.Error(err)
 	}
 }

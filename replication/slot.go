@@ -153,12 +153,14 @@ func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, e
 	return slot, nil
 }
 
-// allowLongWait raises the bound of control connections to a minute, once: with
-// the usual one, a source that is never without a transaction of some seconds
-// would never get its slot. A bound that the caller has set stays.
+// allowLongWait raises the bounds of control connections to a minute, once: with
+// the usual ones, a source that is never without a transaction of some seconds
+// would never get its slot. To wait for a transaction is to wait for a lock, so both bounds
+// count. One that the caller has set stays.
 func allowLongWait(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `SELECT set_config('statement_timeout', '1min', false)
-		WHERE current_setting('statement_timeout') = $1`, controlStatementTimeout)
+	_, err := conn.Exec(ctx, `SELECT set_config(name, '1min', false)
+		FROM (VALUES ('statement_timeout', $1), ('lock_timeout', $2)) AS usual (name, bound)
+		WHERE current_setting(name) = bound`, controlStatementTimeout, controlLockTimeout)
 	return err
 }
 
@@ -168,21 +170,25 @@ func createSlotError(ctx context.Context, conn *pgx.Conn, op string, err error, 
 		return serverError(op, err, "")
 	}
 	switch pg.Code {
-	case "57014": // query_canceled: our statement_timeout
+	case "57014", "55P03": // query_canceled, lock_not_available: our statement_timeout or lock_timeout
 		hint := "the server waits for open transactions"
 		if names := openTransactions(ctx, conn); names != "" {
 			hint += ": " + names
 		}
 		return &UnavailableError{Op: op, Err: fmt.Errorf("%w: %w", ErrBlockedByTransactions, err), Hint: hint}
 	case "53400": // configuration_limit_exceeded
-		return &ConfigError{Op: op, Problem: "all replication slots of the server are taken", Err: err,
-			Fix: "drop one that nothing needs (SELECT slot_name, active, wal_status FROM pg_replication_slots;)\n" +
-				"or: ALTER SYSTEM SET max_replication_slots = <more>;  -- and restart the server"}
+		return slotsTaken(op, err)
 	case "42710": // duplicate_object: another daemon was quicker
 		return &UnavailableError{Op: op, Err: err, Hint: "another process has just made it"}
 	}
 	return serverError(op, err, "ALTER ROLE "+quoteIdentifier(role)+" REPLICATION;\n"+
 		"(on a managed service grant its role instead, such as rds_replication)")
+}
+
+func slotsTaken(op string, err error) error {
+	return &ConfigError{Op: op, Problem: "all replication slots of the server are taken", Err: err,
+		Fix: "drop one that nothing needs (SELECT slot_name, active, wal_status FROM pg_replication_slots;)\n" +
+			"or: ALTER SYSTEM SET max_replication_slots = <more>;  -- and restart the server"}
 }
 
 // openTransactions lists the oldest few, by pid or global id only: their
@@ -208,6 +214,16 @@ func openTransactions(ctx context.Context, conn *pgx.Conn) string {
 // It never drops a slot that could still be read. What came before the new
 // slot's position must count as changed.
 func RecreateSlot(ctx context.Context, conn *pgx.Conn, name string) (Slot, error) {
+	return replaceSlot(ctx, conn, name, false)
+}
+
+// ReplaceSlot is RecreateSlot for a slot that can be read, but of which the caller
+// knows that it does not send everything.
+func ReplaceSlot(ctx context.Context, conn *pgx.Conn, name string) (Slot, error) {
+	return replaceSlot(ctx, conn, name, true)
+}
+
+func replaceSlot(ctx context.Context, conn *pgx.Conn, name string, readable bool) (Slot, error) {
 	server, err := ReadServer(ctx, conn)
 	if err != nil {
 		return Slot{}, err
@@ -220,18 +236,19 @@ func RecreateSlot(ctx context.Context, conn *pgx.Conn, name string) (Slot, error
 		return Slot{}, err
 	}
 	if found {
-		if err := slot.check(server.Database); !errors.Is(err, ErrSlotLost) {
-			if err == nil {
-				err = fmt.Errorf("recreate slot %s: it is not lost, and is left alone", name)
-			}
+		switch err := slot.check(server.Database); {
+		case errors.Is(err, ErrSlotLost):
+		case err != nil:
 			return Slot{}, err
+		case !readable:
+			return Slot{}, fmt.Errorf("recreate slot %s: it is not lost, and is left alone", name)
 		}
 		if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name); err != nil {
 			var pg *pgconn.PgError
 			if errors.As(err, &pg) && pg.Code == "55006" {
-				return Slot{}, fmt.Errorf("drop lost slot %s: %w: %w", name, ErrSlotInUse, err)
+				return Slot{}, fmt.Errorf("drop slot %s: %w: %w", name, ErrSlotInUse, err)
 			}
-			return Slot{}, serverError("drop lost slot "+name, err, "ALTER ROLE "+quoteIdentifier(server.Role)+" REPLICATION;")
+			return Slot{}, serverError("drop slot "+name, err, "ALTER ROLE "+quoteIdentifier(server.Role)+" REPLICATION;")
 		}
 	}
 	return createSlot(ctx, conn, name, server.Role)

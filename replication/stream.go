@@ -33,6 +33,8 @@ type StreamOptions struct {
 	// it must be quick. May be nil.
 	OnStatus func()
 	Logger   *slog.Logger
+
+	begin func(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) // nil: startReplication
 }
 
 // Stream is one attachment to the slot. One goroutine owns it: it calls Fill,
@@ -53,7 +55,6 @@ type Stream struct {
 	received  lsn.LSN // highest position seen
 	keepalive lsn.LSN // walEnd of the newest keepalive that Next passed
 	confirmed lsn.LSN // what the status updates confirm
-	sent      lsn.LSN // what the last one confirmed
 	replyDue  bool
 	statusAt  time.Time // when the next update is due at the latest
 }
@@ -65,7 +66,10 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	netConn, err := startReplication(ctx, conn, o.Slot, o.Publication)
+	if o.begin == nil {
+		o.begin = startReplication
+	}
+	netConn, err := o.begin(ctx, conn, o.Slot, o.Publication)
 	if err != nil {
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
@@ -97,10 +101,13 @@ func (s *Stream) Confirm(l lsn.LSN) {
 }
 
 // Committed tells when the transaction of the last message committed, by the
-// server's clock. One that was sent long after is the sign of a backlog, which
-// bytes alone do not show: read without pauses, a backlog trickles.
-func (s *Stream) Committed(at time.Time) {
-	s.paced.behind(time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros))*time.Microsecond > backlogAge)
+// server's clock, and returns how long after that it was sent. One that was sent long
+// after is the sign of a backlog, which bytes alone do not show: read without
+// pauses, a backlog trickles.
+func (s *Stream) Committed(at time.Time) (age time.Duration) {
+	age = time.Duration(s.serverTime-(at.UnixMicro()-postgresEpochMicros)) * time.Microsecond
+	s.paced.behind(age > backlogAge)
+	return age
 }
 
 // CatchingUp says that there is a backlog: work is better done in bulk than at
@@ -109,6 +116,9 @@ func (s *Stream) CatchingUp() bool { return s.paced.catchUp }
 
 // ReceivedLSN is the highest position that the server has mentioned.
 func (s *Stream) ReceivedLSN() lsn.LSN { return s.received }
+
+// ConfirmedLSN is what status updates confirm from now on.
+func (s *Stream) ConfirmedLSN() lsn.LSN { return s.confirmed }
 
 // KeepaliveLSN is the end of WAL as the last keepalive before the current
 // message told it: everything below it that concerns this slot has been sent.
@@ -269,14 +279,10 @@ func (s *Stream) writeStatus() error {
 	if s.opts.OnStatus != nil {
 		s.opts.OnStatus()
 	}
-	s.sent = s.confirmed
 	s.replyDue = false
 	s.statusAt = now.Add(s.opts.StatusInterval)
 	return nil
 }
-
-// ConfirmedLSN is the position that the last status update confirmed.
-func (s *Stream) ConfirmedLSN() lsn.LSN { return s.sent }
 
 func (s *Stream) buffered() (bool, error) {
 	n, err := frameLen(s.buf[s.r:s.w])

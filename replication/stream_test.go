@@ -182,8 +182,8 @@ func TestStreamAnswers(t *testing.T) {
 			break
 		}
 	}
-	if s.KeepaliveLSN() != 200 || s.ReceivedLSN() != 200 {
-		t.Errorf("keepalive %v, received %v", s.KeepaliveLSN(), s.ReceivedLSN())
+	if s.KeepaliveLSN() != 200 || s.received != 200 {
+		t.Errorf("keepalive %v, received %v", s.KeepaliveLSN(), s.received)
 	}
 }
 

@@ -13,10 +13,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
@@ -144,11 +144,28 @@ func (w *CatalogWatcher) Watch(tables []mapping.TableUse) <-chan struct{} {
 		return done
 	}
 	w.wait = append(w.wait, done)
+	w.Look()
+	return done
+}
+
+// Look asks for a look now instead of at the next interval. It does not wait.
+func (w *CatalogWatcher) Look() {
 	select {
 	case w.look <- struct{}{}:
-	default:
+	default: // one is asked for already
 	}
-	return done
+}
+
+// KnownOID is the oid that the table had at the last look, 0 when that is not known.
+func (w *CatalogWatcher) KnownOID(schema, table string) uint32 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	oid, _, _ := strings.Cut(w.state[qualified(schema, table)], ".")
+	n, err := strconv.ParseUint(oid, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }
 
 // State is the state as of the last change that was reported.
@@ -209,7 +226,8 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 		}
 		w.wait = nil
 	}()
-	retryForever(ctx, func() (bool, error) { return w.session(ctx) }, func(err error, next time.Duration) {
+	pace := func() time.Duration { return w.o.Interval }
+	repeatForever(ctx, w.o.Connect, w.lookOnce, pace, w.look, func(err error, next time.Duration) {
 		w.mu.Lock()
 		w.lastErr = err
 		w.mu.Unlock()
@@ -219,32 +237,10 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// session looks until something fails.
-func (w *CatalogWatcher) session(ctx context.Context) (progress bool, err error) {
-	conn, err := w.o.Connect(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer CloseControl(ctx, conn)
-	tick := time.NewTicker(w.o.Interval)
-	defer tick.Stop()
-	for {
-		if err := w.lookOnce(ctx, conn); err != nil {
-			return progress, err
-		}
-		progress = true
-		select {
-		case <-ctx.Done():
-			return true, ctx.Err()
-		case <-tick.C:
-		case <-w.look:
-		}
-	}
-}
-
 // lookOnce reads the state, reports what differs, and only then takes the new
 // state for known: a report that failed is made again.
 func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
+	failpoint.Hold(ctx, failpoint.CatalogLook)
 	w.mu.Lock()
 	tables, known, waiting := w.tables, w.state, w.wait
 	select {
@@ -406,33 +402,4 @@ func diffFingerprints(before, after string) []ChangeKind {
 		}
 	}
 	return kinds
-}
-
-// retryForever runs session again and again until ctx ends, with jittered pauses
-// that start small again after a session that got somewhere.
-func retryForever(ctx context.Context, session func() (progress bool, err error), failed func(error, time.Duration)) {
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval = 200 * time.Millisecond
-	pause.Multiplier = 2
-	pause.MaxInterval = 10 * time.Second
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	<-timer.C
-	for {
-		progress, err := session()
-		if ctx.Err() != nil {
-			return
-		}
-		if progress {
-			pause.Reset()
-		}
-		next := pause.NextBackOff()
-		failed(err, next)
-		timer.Reset(next)
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-	}
 }

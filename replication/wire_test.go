@@ -168,7 +168,7 @@ func TestStreamOverAUnixSocket(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	paced, peer := pair(t, "unix", filepath.Join(dir, "s"))
-	if !paced.unix {
+	if paced.pause != catchUpPauseUnix {
 		t.Error("a Unix socket is not known for one")
 	}
 	s := newStream(paced, paced, time.Hour)
@@ -178,8 +178,8 @@ func TestStreamOverAUnixSocket(t *testing.T) {
 		all = append(all, xlogData(i+1, "0123456789")...)
 	}
 	go func() { _, _ = peer.Write(all) }()
-	if got := receive(t, s, n); len(got) != n || s.ReceivedLSN() != n {
-		t.Errorf("%d messages up to %v", len(got), s.ReceivedLSN())
+	if got := receive(t, s, n); len(got) != n || s.received != n {
+		t.Errorf("%d messages up to %v", len(got), s.received)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

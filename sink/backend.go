@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -27,6 +28,7 @@ const (
 // made by each Attach.
 type backend struct {
 	endpoint  *endpoint
+	login     *atomic.Pointer[endpoint] // whose user, password and certificates new connections use
 	guard     *guard
 	label     string // what a standalone node or a sentinel group is called in errors
 	single    *redis.Client
@@ -38,8 +40,9 @@ type backend struct {
 	extra  map[string]*redis.Client // cluster: nodes that an ASK named
 }
 
-func newBackend(e *endpoint, g *guard) *backend {
-	b := &backend{endpoint: e, guard: g}
+func newBackend(login *atomic.Pointer[endpoint], g *guard) *backend {
+	e := login.Load()
+	b := &backend{endpoint: e, login: login, guard: g}
 	switch e.kind {
 	case standalone:
 		b.label = e.addrs[0]
@@ -48,12 +51,12 @@ func newBackend(e *endpoint, g *guard) *backend {
 		b.label = "sentinel group " + e.master
 		for _, addr := range e.addrs {
 			o := b.baseOptions()
-			o.Addr, o.Username, o.Password = addr, e.sentinelUser, e.sentinelSecret
+			o.Addr = addr
+			o.CredentialsProvider = func() (string, string) { e := login.Load(); return e.sentinelUser, e.sentinelSecret }
 			o.PoolSize, o.ReadBufferSize, o.WriteBufferSize = 1, 4<<10, 4<<10
 			b.sentinels = append(b.sentinels, redis.NewSentinelClient(o))
 		}
 		o := b.options(b.label)
-		dial := redis.NewDialer(o)
 		// Not redis.NewFailoverClient: it gives the sentinels' connections to the
 		// same OnConnect hook, and moves a client to another primary by itself.
 		o.Dialer = func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -64,7 +67,7 @@ func newBackend(e *endpoint, g *guard) *backend {
 			b.mu.Lock()
 			b.dialed = addr
 			b.mu.Unlock()
-			return dial(ctx, network, addr)
+			return b.dial(ctx, network, addr)
 		}
 		b.single = redis.NewClient(o)
 	case cluster:
@@ -76,9 +79,6 @@ func newBackend(e *endpoint, g *guard) *backend {
 			MaxRedirects:               -1,
 			ClusterStateReloadInterval: reloadInterval,
 			DialTimeout:                dialTimeout,
-			TLSConfig:                  e.tls,
-			Username:                   e.username,
-			Password:                   e.password,
 			NewClient: func(o *redis.Options) *redis.Client {
 				node := b.options(o.Addr)
 				node.NodeAddress = o.NodeAddress
@@ -95,7 +95,8 @@ func newBackend(e *endpoint, g *guard) *backend {
 func (b *backend) baseOptions() *redis.Options {
 	return &redis.Options{
 		Protocol:              2,
-		TLSConfig:             b.endpoint.tls,
+		Dialer:                b.dial,
+		CredentialsProvider:   b.credentials,
 		MaxRetries:            -1,
 		DialerRetries:         1,
 		DialTimeout:           dialTimeout,
@@ -114,8 +115,10 @@ func (b *backend) baseOptions() *redis.Options {
 func (b *backend) options(addr string) *redis.Options {
 	o := b.baseOptions()
 	o.Network, o.Addr = b.endpoint.network, addr
-	o.Username, o.Password, o.DB = b.endpoint.username, b.endpoint.password, b.endpoint.db
-	o.OnConnect = b.guard.onConnect(addr, b.endpoint.kind == cluster)
+	o.DB = b.endpoint.db
+	if b.guard != nil { // nil for a look at the server, which trusts nothing to it
+		o.OnConnect = b.guard.onConnect(addr, b.endpoint.kind == cluster)
+	}
 	return o
 }
 

@@ -136,6 +136,25 @@ func (r *Redis) SetState(ctx context.Context, s State, reason string) error {
 	return r.fail(op, "", err)
 }
 
+// SetEpoch replaces the source's epoch within the generation: the source has begun a
+// new life, and lost nothing on the way.
+func (r *Redis) SetEpoch(ctx context.Context, epoch string) error {
+	const op = "set the source's epoch"
+	generation, err := r.generation()
+	if err != nil {
+		return r.fail(op, "", err)
+	}
+	err = r.callControl(ctx, r.backend.Load(), func(replID string) *redis.Cmd {
+		return r.scripts.epoch.command(ctx, []any{r.controlKey}, []any{hex32(generation), replID, epoch})
+	})
+	if err == nil {
+		r.shadowMu.Lock()
+		r.shadow.Source.Epoch = epoch
+		r.shadowMu.Unlock()
+	}
+	return r.fail(op, "", err)
+}
+
 // StartGeneration begins the positions anew after a gap, or at the first attach:
 // the only way in which a stored position goes back. A generation is higher than
 // all before it, so version values stay ahead even when LSNs start again. The

@@ -22,7 +22,6 @@ const (
 	StateOK         State = "ok"          // fresh to fresh_as_of
 	StateCatchingUp State = "catching_up" // nothing is lost, but much is behind
 	StateGap        State = "gap"         // changes may be missing; the purge is under way
-	StatePaused     State = "paused"      // held back on purpose
 )
 
 // ControlKey is the key of a slot's control hash. The braces are part of it: a

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/tlsfault"
 )
 
 // ErrNodeChanged means that Redis may have lost acknowledged writes: another
@@ -99,18 +101,12 @@ func (e *Error) Retry() bool {
 	return true
 }
 
-// aclHint names every command that the sink sends, so that one look at the
-// error is enough to write the rule.
-const aclHint = "grant the user: ACL SETUSER <user> on ><password> ~<data keys> ~<redis.prefix>* " +
-	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +ping +hello, " +
-	"in a cluster also +cluster|slots +cluster|nodes +asking, with redis.dedicated also +flushdb"
-
 // replies maps the first word of an error reply to what it means.
 var replies = map[string]struct {
 	kind Kind
 	hint string
 }{
-	"NOPERM":      {KindConfiguration, aclHint},
+	"NOPERM":      {KindConfiguration, aclHint()},
 	"NOAUTH":      {KindConfiguration, "the server wants a password: put it into redis.url"},
 	"WRONGPASS":   {KindConfiguration, "user or password in redis.url are not the server's"},
 	"MISCONF":     {KindConfiguration, "the server cannot write its snapshot and refuses writes: mend its disk, or set stop-writes-on-bgsave-error no"},
@@ -172,12 +168,27 @@ func wrap(op, addr, position string, err error) error {
 		}
 		return &e
 	}
+	if answer, ok := unknownCommand(err); ok {
+		return &Error{Op: op, Addr: addr, Position: position, Err: errors.New(answer), Kind: KindConfiguration,
+			Hint: "the server has this command disabled or under another name; the daemon needs it as it is"}
+	}
 	e := &Error{Op: op, Addr: addr, Position: position, Err: err}
 	e.Kind, e.Hint = classify(err)
 	if e.Kind == KindNodeChanged && !errors.Is(err, ErrNodeChanged) {
 		e.Err = fmt.Errorf("%w: %w", ErrNodeChanged, err)
 	}
 	return e
+}
+
+// repeatedArguments is where a server begins to repeat what it was asked.
+const repeatedArguments = ", with args beginning with"
+
+// unknownCommand recognises a command that the server does not have (renamed, disabled,
+// not of this service), and returns its answer without what it repeats of the command:
+// the arguments are keys.
+func unknownCommand(err error) (answer string, ok bool) {
+	text, _, repeats := strings.Cut(err.Error(), repeatedArguments)
+	return text, replyCode(err) == "ERR" && (repeats || strings.Contains(text, "unknown command") || strings.Contains(text, "Unknown Redis command"))
 }
 
 func classify(err error) (Kind, string) {
@@ -196,6 +207,9 @@ func classify(err error) (Kind, string) {
 			return r.kind, r.hint
 		}
 		return KindOther, ""
+	}
+	if fault, ok := tlsfault.Find(err); ok {
+		return KindConfiguration, fault.Problem + "; " + tlsFix(fault.Kind)
 	}
 	var ne net.Error
 	switch {

@@ -64,8 +64,8 @@ func TestReplicaPromoted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if applied, _ := r.Durable(); applied != 700 {
-		t.Fatalf("durable %v, want 700", applied)
+	if applied := stored(t, r).Applied; applied != 700 {
+		t.Fatalf("applied %v, want 700", applied)
 	}
 	primary.Kill()
 	p.lead(replica.Address())
@@ -211,19 +211,12 @@ func TestPeriodicVerify(t *testing.T) {
 	a, ac := server(t)
 	b, _ := server(t)
 	r := attached(t, a.URL())
-	if err := r.Verify(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	before, err := r.Node(t.Context())
-	if err != nil {
+	if err := checked(t, r); err != nil {
 		t.Fatal(err)
 	}
 	replicate(t, ac, b)
-	if err := r.Verify(t.Context()); !errors.Is(err, ErrNodeChanged) {
+	if err := checked(t, r); !errors.Is(err, ErrNodeChanged) {
 		t.Errorf("demoted: %v", err)
-	}
-	if after, err := r.Node(t.Context()); err == nil && after.Same(before) {
-		t.Errorf("Same(%+v, %+v)", before, after)
 	}
 }
 
@@ -294,7 +287,7 @@ func TestSentinel(t *testing.T) {
 		return len(a) == 2 && a[1] == strconv.Itoa(replica.Port())
 	})
 	eventually(t, "the failover to be noticed", func() bool {
-		return errors.Is(r.Verify(t.Context()), ErrNodeChanged)
+		return errors.Is(checked(t, r), ErrNodeChanged)
 	})
 	eventually(t, "the promoted replica to be a primary", func() bool {
 		_, err := r.Attach(t.Context())

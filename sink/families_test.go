@@ -24,13 +24,15 @@ keys:
   user: {key: "t:{tenant_id}:user:{id}", tenant: tenant_id, class: critical}
   usher: {key: "t:{tenant_id}:usher:{id}", tenant: tenant_id, class: critical}
   search: {key: "t:{tenant_id}:search:{version}:{query}", tenant: tenant_id, class: critical, version: "t:{tenant_id}:search"}
+  top: {key: "top:{version}:{query}", class: critical, version: "top"}
+  shelf: {key: "t:{tenant_id}:shelf:{shelf}:{version}:{query}", tenant: tenant_id, class: critical, version: "t:{tenant_id}:shelf:{shelf}"}
 mappings:
   - table: public.users
     keys: [user]
   - table: public.ushers
     keys: [usher]
   - table: public.products
-    keys: [{search: {tenant_id: tenant_id}}]
+    keys: [{search: {tenant_id: tenant_id}}, top, shelf]
 `
 
 func load(t testing.TB, url string) *mapping.File {

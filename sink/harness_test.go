@@ -73,6 +73,26 @@ func mustAttach(t testing.TB, r *Redis) Control {
 	return c
 }
 
+// stored is the control hash as it is in Redis, whatever the sink remembers.
+func stored(t testing.TB, r *Redis) Control {
+	t.Helper()
+	c, err := r.load(t.Context(), r.backend.Load())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// checked has the sink look at its nodes now, as it does once a second.
+func checked(t testing.TB, r *Redis) error {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.verified = time.Time{}
+	_, err := r.ready(t.Context())
+	return err
+}
+
 // position is a transaction boundary at a commit LSN.
 func position(at lsn.LSN) ordering.Position {
 	return ordering.Position{Timeline: 1, CommitLSN: at, EndLSN: at + 48, CommitTime: time.Unix(1_700_000_000, 0).Add(time.Duration(at))}

@@ -45,33 +45,15 @@ func (i Identity) difference(now Identity) string {
 
 func short(id string) string { return id[:min(8, len(id))] }
 
-// Node is the state of the primaries at one moment, sorted by address: one
-// outside of a cluster.
-type Node struct {
-	Primaries []Identity
-}
-
-// Same reports whether no primary can have lost an acknowledged write between
-// the two moments. It errs towards false: a replica that attaches for the first
-// time, and a resharding, change a node too.
-func (n Node) Same(o Node) bool {
-	return slices.EqualFunc(n.Primaries, o.Primaries, func(a, b Identity) bool {
-		return a.Addr == b.Addr && a.same(b)
-	})
-}
-
-// fingerprint is a short form of the processes and histories, for comparison.
-func (n Node) fingerprint() string {
+// fingerprint is a short form of the processes and histories of all primaries, for
+// comparison.
+func fingerprint(ids []Identity) string {
+	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.Addr, b.Addr) })
 	h := sha256.New()
-	for _, id := range n.Primaries {
+	for _, id := range ids {
 		_, _ = h.Write([]byte(id.Addr + " " + id.RunID + " " + id.ReplID + "\n"))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
-}
-
-func newNode(ids []Identity) Node {
-	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.Addr, b.Addr) })
-	return Node{Primaries: ids}
 }
 
 // parseIdentity reads the sections server and replication of INFO.

@@ -30,7 +30,7 @@ type Progress struct {
 }
 
 // PurgeAll removes everything of the families: with redis.dedicated the whole
-// database, else what a scan finds, at the configured rate. Version keys are
+// database, else what scans find, at the configured rate. Version keys are
 // moved on, to a value they never had. Resend after any error.
 func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progress func(Progress)) error {
 	r.mu.Lock()
@@ -120,8 +120,69 @@ func (r *Redis) purgeBatch(ctx context.Context, be *backend, b *ordering.Batch) 
 	return nil
 }
 
-// purge removes what a family's pattern matches on every primary, or moves it
-// forward where the keys are versions.
+// purge makes stale all that a family has, or all that a tenant has in it.
+//
+// Of a versioned family it moves the version key, whether it is there or not, where
+// there is a single one for all of that. Else it moves the version keys that are
+// there; a key that is not there cannot be found, so what readers cached under the
+// version that they take then is removed itself.
+func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenant []byte, stream string, at lsn.LSN) (int64, error) {
+	if key, ok := f.VersionKey(tenant); ok {
+		if err := r.moveVersion(ctx, be, key, stream, at); err != nil {
+			return 0, err
+		}
+		r.metrics.purges.Inc()
+		return 1, nil
+	}
+	total, err := r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.Pattern(tenant), versioned: f.Versioned, stream: stream, at: at})
+	if err == nil && f.Versioned {
+		var n int64
+		n, err = r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.AbsentPattern(tenant)})
+		total += n
+	}
+	if err == nil {
+		r.metrics.purges.Inc()
+	}
+	return total, err
+}
+
+// moveVersion moves one version key. A key that is not there becomes a version of
+// our own stream, since one of a lower stream would be the same each time.
+func (r *Redis) moveVersion(ctx context.Context, be *backend, key []byte, stream string, at lsn.LSN) error {
+	streams := []string{r.stream()}
+	if stream != streams[0] {
+		streams = append(streams, stream) // counts up what is there by now
+	}
+	for attempt := 1; ; attempt++ {
+		c, err := be.nodeFor(ctx, string(key))
+		if err != nil {
+			return err
+		}
+		nb := &nodeBatch{client: c, addr: be.addr(c)}
+		if err := be.guard.node(nb.addr); err != nil {
+			return err
+		}
+		r.plan.reset()
+		for _, s := range streams {
+			cmd := r.scripts.advance.command(ctx, []any{&keyArg{b: key}}, []any{s, at.Hex()})
+			r.plan.advances = append(r.plan.advances, cmd)
+			nb.cmds = append(nb.cmds, cmd)
+		}
+		_ = send(ctx, c, nb.cmds...) // each command's error is looked at
+		if err = be.followAsk(ctx, nb); err == nil {
+			err = r.settle(be, nb.addr, nb.cmds)
+		}
+		if err == nil || attempt == attempts {
+			return err
+		}
+		if err := r.mendAll(ctx, be, err); err != nil {
+			return err
+		}
+	}
+}
+
+// scanAll removes what a pattern matches on every primary, or moves it forward
+// where the keys are versions.
 //
 // SCAN returns every key that is there from its start to its end, at least once.
 // A key that a reader writes meanwhile is not old: its lease was taken after the
@@ -129,8 +190,7 @@ func (r *Redis) purgeBatch(ctx context.Context, be *backend, b *ordering.Batch) 
 // removed. In a cluster a key may in addition move from a node not yet scanned to
 // one already scanned; so when slots were moving, everything is scanned once
 // more: what moved during the first pass lies still in the second.
-func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenant []byte, stream string, at lsn.LSN) (int64, error) {
-	proto := scan{r: r, be: be, pattern: f.Pattern(tenant), versioned: f.Versioned, stream: stream, at: at}
+func (r *Redis) scanAll(ctx context.Context, be *backend, proto scan) (int64, error) {
 	var total int64
 	for pass := 1; ; pass++ {
 		before, err := be.layout(ctx)
@@ -154,7 +214,6 @@ func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenan
 		}
 		quiet := !redirected && !before.moving && !after.moving && before.owners == after.owners
 		if quiet || pass == 2 {
-			r.metrics.purges.Inc()
 			return total, nil
 		}
 	}
@@ -234,138 +293,4 @@ func parseClusterNodes(text string) (own string, targets []string) {
 		}
 	}
 	return own, targets
-}
-
-// scan is one pass over one node.
-type scan struct {
-	r          *Redis
-	be         *backend
-	c          *redis.Client
-	pattern    string
-	versioned  bool
-	stream     string
-	at         lsn.LSN
-	removed    int64
-	redirected bool // a key was on the move
-}
-
-func (s *scan) run(ctx context.Context) error {
-	var cursor uint64
-	for {
-		if err := s.r.limiter.WaitN(ctx, scanCount/scanDiscount); err != nil {
-			return err
-		}
-		cmd := s.c.Scan(ctx, cursor, s.pattern, scanCount)
-		keys, next, err := cmd.Result()
-		if err != nil {
-			s.be.noteReply(s.be.addr(s.c), err)
-			return wrap("", s.be.addr(s.c), "", err)
-		}
-		s.r.metrics.purgeScanned.Add(float64(len(keys)))
-		if s.r.onScan != nil {
-			s.r.onScan()
-		}
-		for len(keys) > 0 {
-			n := min(len(keys), advanceKeys)
-			if err := s.remove(ctx, keys[:n]); err != nil {
-				return err
-			}
-			keys = keys[n:]
-		}
-		if cursor = next; cursor == 0 {
-			return nil
-		}
-	}
-}
-
-// remove takes the keys that were found away, or forward. One that has moved to
-// another node meanwhile is not an error: the next pass meets it there.
-func (s *scan) remove(ctx context.Context, keys []string) error {
-	if err := s.r.limiter.WaitN(ctx, len(keys)); err != nil {
-		return err
-	}
-	for attempt := 1; ; attempt++ {
-		cmds := s.commands(ctx, keys)
-		_ = send(ctx, s.c, cmds...) // each command's error is looked at
-		s.askMoved(ctx, cmds)
-		var first error
-		removed := int64(0)
-		for _, cmd := range cmds {
-			err := cmd.Err()
-			switch code := replyCode(err); {
-			case err == nil:
-				removed += replyCount(cmd)
-			case s.be.cluster != nil && (code == "MOVED" || code == "ASK"):
-				s.redirected = true
-			default:
-				s.be.noteReply(s.be.addr(s.c), err)
-				if first == nil {
-					first = fmt.Errorf("%s: %w", cmd.Name(), err)
-				}
-			}
-		}
-		if first == nil {
-			s.removed += removed
-			s.r.metrics.purgeRemoved.Add(float64(removed))
-			return nil
-		}
-		if attempt < attempts {
-			first = s.r.mend(ctx, s.be, s.c, first)
-		}
-		if first != nil {
-			return wrap("", s.be.addr(s.c), "", first)
-		}
-	}
-}
-
-// askMoved sends what was answered with MOVED again: a node that imports a slot
-// has some of its keys already and takes commands for them only after ASKING.
-func (s *scan) askMoved(ctx context.Context, cmds []redis.Cmder) {
-	var again []redis.Cmder
-	for _, cmd := range cmds {
-		if s.be.cluster != nil && cmd.Err() != nil && replyCode(cmd.Err()) == "MOVED" {
-			again = append(again, redis.NewStatusCmd(ctx, "asking"), cmd)
-		}
-	}
-	if again != nil {
-		_ = send(ctx, s.c, again...) // the caller looks at each command's error
-	}
-}
-
-func (s *scan) commands(ctx context.Context, keys []string) []redis.Cmder {
-	per := len(keys)
-	if s.be.cluster != nil {
-		per = 1
-	}
-	var cmds []redis.Cmder
-	for len(keys) > 0 {
-		args := make([]any, 0, per+1)
-		for i := range keys[:per] {
-			args = append(args, &keys[i])
-		}
-		keys = keys[per:]
-		var cmd redis.Cmder
-		if s.versioned {
-			argv := []any{s.stream}
-			for range args {
-				argv = append(argv, s.at.Hex())
-			}
-			cmd = s.r.scripts.advance.command(ctx, args, argv)
-		} else {
-			cmd = redis.NewIntCmd(ctx, append([]any{"unlink"}, args...)...)
-		}
-		cmds = append(cmds, cmd)
-	}
-	return cmds
-}
-
-func replyCount(cmd redis.Cmder) int64 {
-	switch c := cmd.(type) {
-	case *redis.IntCmd:
-		return c.Val()
-	case *redis.Cmd:
-		n, _ := c.Int64()
-		return n
-	}
-	return 0
 }

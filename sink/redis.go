@@ -16,7 +16,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/time/rate"
 
-	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
@@ -42,10 +41,11 @@ type Options struct {
 // Redis applies batches to one Redis: a server, a sentinel group or a cluster.
 //
 // Apply, Checkpoint, StartGeneration, PurgeAll and Attach exclude each other and
-// are meant for the one goroutine that applies; Load, Node and SetState may be
-// called at any time from any other.
+// are meant for the one goroutine that applies; SetState, SetEpoch, SaveCatalog and
+// LoadCatalog may be called at any time from any other.
 type Redis struct {
 	endpoint   *endpoint
+	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
 	controlKey string
 	region     string
 	slot       string
@@ -116,12 +116,13 @@ func Open(o Options) (*Redis, error) {
 		now:        time.Now,
 		onScan:     o.OnScan,
 	}
+	r.login.Store(e)
 	r.backend.Store(r.newBackend())
 	return r, nil
 }
 
 func (r *Redis) newBackend() *backend {
-	return newBackend(r.endpoint, newGuard(r.scripts, r.metrics.connections.Inc))
+	return newBackend(&r.login, newGuard(r.scripts, r.metrics.connections.Inc))
 }
 
 // Close closes the connections. Calls under way fail.
@@ -175,7 +176,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.shadow = c
 	r.nodes = ""
 	if be.cluster != nil {
-		r.nodes = newNode(ids).fingerprint()
+		r.nodes = fingerprint(ids)
 		if c.Found && c.nodes != r.nodes {
 			c.Applied = 0
 		}
@@ -186,49 +187,6 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.verified = r.now()
 	r.metrics.attached.Inc()
 	return c, nil
-}
-
-// Load reads the control hash as it is now, Control.Found=false when there is
-// none. It changes nothing about what Apply trusts: that is Attach.
-func (r *Redis) Load(ctx context.Context) (Control, error) {
-	c, err := r.load(ctx, r.backend.Load())
-	return c, r.fail("load the control hash", "", err)
-}
-
-// Node asks the primaries who they are now.
-func (r *Redis) Node(ctx context.Context) (Node, error) {
-	ids, err := r.backend.Load().identify(ctx)
-	if err != nil {
-		return Node{}, r.fail("identify the node", "", err)
-	}
-	return newNode(ids), nil
-}
-
-// Verify reports with ErrNodeChanged whether the nodes are still those that the
-// sink attached to. Apply and Checkpoint do this by themselves, on each new
-// connection and once a second; it is for a caller who has nothing to apply.
-func (r *Redis) Verify(ctx context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.verified = time.Time{}
-	_, err := r.ready(ctx)
-	return r.fail("verify", "", err)
-}
-
-// Durable is the newest position that Redis has acknowledged a checkpoint of:
-// what may be confirmed to Postgres, less the replay window.
-func (r *Redis) Durable() (applied, end lsn.LSN) {
-	r.shadowMu.Lock()
-	defer r.shadowMu.Unlock()
-	return r.shadow.Applied, r.shadow.End
-}
-
-// Pending is the position of the last applied batch while its checkpoint waits to
-// go out with the next one. On an idle source the caller hands it to Checkpoint.
-func (r *Redis) Pending() (Checkpoint, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.pending, r.havePend
 }
 
 // ready returns the backend if batches may go to it now.

@@ -18,6 +18,9 @@ var installSource string
 //go:embed lua/state.lua
 var stateSource string
 
+//go:embed lua/epoch.lua
+var epochSource string
+
 //go:embed lua/advance.lua
 var advanceSource string
 
@@ -32,7 +35,7 @@ type script struct {
 // scripts holds all that the sink calls. Each new connection loads them, since a
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
-	checkpoint, install, state, advance script
+	checkpoint, install, state, epoch, advance script
 }
 
 func newScripts() *scripts {
@@ -40,6 +43,7 @@ func newScripts() *scripts {
 		checkpoint: script{source: checkpointSource},
 		install:    script{source: installSource},
 		state:      script{source: stateSource},
+		epoch:      script{source: epochSource},
 		advance:    script{source: advanceSource},
 	}
 	for _, sc := range s.all() {
@@ -50,7 +54,7 @@ func newScripts() *scripts {
 }
 
 func (s *scripts) all() []*script {
-	return []*script{&s.checkpoint, &s.install, &s.state, &s.advance}
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

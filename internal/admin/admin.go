@@ -5,6 +5,7 @@
 //	/livez    200 unless the daemon is stuck so that only a restart helps
 //	/readyz   200 when every condition that counts for readiness holds
 //	/healthz  200 when every condition holds; all of them, with reason and fix
+//	/status   all that the daemon knows of itself (Status), always 200
 //	/metrics  Prometheus
 //
 // The three health pages answer 503 otherwise, and a JSON object either way.
@@ -82,7 +83,7 @@ func NewServer(o Options) *Server {
 	}
 	// A registry of its own, so that several servers of one process do not meet.
 	conditions := prometheus.NewRegistry()
-	conditions.MustRegister(newConditionCollector(o.Health))
+	RegisterMetrics(conditions, o.Health)
 	gatherers := prometheus.Gatherers{conditions}
 	if o.Gatherer != nil {
 		gatherers = append(gatherers, o.Gatherer)
@@ -150,6 +151,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		s.report(w, func(Condition) bool { return true })
 	})
+	mux.HandleFunc("GET /status", s.status)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.gatherer, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError, // one broken collector must not hide the others
@@ -157,7 +159,7 @@ func (s *Server) handler() http.Handler {
 	}))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprint(w, "cdc-invalidator\n\n/livez\n/readyz\n/healthz\n/metrics\n")
+		fmt.Fprint(w, "cdc-invalidator\n\n/livez\n/readyz\n/healthz\n/status\n/metrics\n")
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")

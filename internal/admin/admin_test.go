@@ -134,6 +134,35 @@ func TestHealthPages(t *testing.T) {
 	}
 }
 
+type reporting struct {
+	health
+	status Status
+}
+
+func (r *reporting) Status() Status { return r.status }
+
+func TestStatus(t *testing.T) {
+	h := &reporting{status: Status{Status: "of no account", Version: "v1", Source: Source{Slot: "s"}}}
+	h.set(nil, Condition{Name: "a", OK: true}, Condition{Name: "b", Reason: "x < y"})
+	url, _ := start(t, h)
+	code, body, header := get(t, url+"/status")
+	var s Status
+	if err := json.Unmarshal([]byte(body), &s); err != nil || code != 200 || header.Get("Content-Type") != "application/json" {
+		t.Fatalf("%d %v: %s", code, err, body)
+	}
+	if s.Status != "failed" || len(s.Conditions) != 2 || s.Version != "v1" || s.Source.Slot != "s" || !strings.Contains(body, "x < y") || !strings.Contains(body, `"lag_seconds": null`) {
+		t.Errorf("%s", body)
+	}
+	h.set(nil, Condition{Name: "a", OK: true})
+	if _, body, _ = get(t, url+"/status"); !strings.Contains(body, `"status": "ok"`) {
+		t.Errorf("%s", body)
+	}
+	plain, _ := start(t, &health{})
+	if code, _, _ := get(t, plain+"/status"); code != 404 {
+		t.Errorf("a health without a status answers %d", code)
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	h := &health{}
 	h.set(nil, Condition{Name: "streaming", OK: true}, Condition{Name: "redis"})

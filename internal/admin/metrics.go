@@ -2,6 +2,11 @@ package admin
 
 import "github.com/prometheus/client_golang/prometheus"
 
+// RegisterMetrics registers what /metrics shows beside the metrics of the daemon.
+func RegisterMetrics(reg prometheus.Registerer, h Health) {
+	reg.MustRegister(newConditionCollector(h))
+}
+
 // conditionCollector shows the conditions as a metric, so that one alert covers
 // them all, those of later versions included.
 type conditionCollector struct {

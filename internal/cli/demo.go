@@ -44,6 +44,7 @@ comparison is still made. A second one ends the program at once.`,
 			if err != nil {
 				return err
 			}
+			logRedisTo(logger)
 			o.Mappings, o.Logger = cdcinvalidator.ExampleMappings(), logger
 			o.Out, o.Terminal = a.stdout, isTerminal(a.stdout)
 			report, err := demo.Run(cmd.Context(), o)

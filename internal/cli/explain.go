@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -60,16 +59,7 @@ func runExplain(a *app, f explainFlags) error {
 	if f.config == "" || f.table == "" || f.action == "" {
 		return usageErrorf("--config, --table and --action are needed")
 	}
-	data, err := os.ReadFile(f.config)
-	if err != nil {
-		return fmt.Errorf("read the mappings: %w", err)
-	}
-	// No server is asked, so their URLs need not be there.
-	file, err := mapping.Parse(f.config, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
-	if err != nil {
-		return err
-	}
-	plan, err := mapping.Compile(file)
+	plan, err := loadPlan(f.config)
 	if err != nil {
 		return err
 	}
@@ -91,9 +81,7 @@ func runExplain(a *app, f explainFlags) error {
 	}
 	explanations := plan.Bind(rel).Explain(ch)
 	if f.json {
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(explanations)
+		return a.printJSON(explanations)
 	}
 	printExplanations(a.stdout, f, explanations)
 	return nil
@@ -101,15 +89,13 @@ func runExplain(a *app, f explainFlags) error {
 
 // exampleChange builds the change as the log would carry it.
 func exampleChange(f explainFlags, use mapping.TableUse) (*decoder.Relation, *decoder.Change, error) {
-	ch := &decoder.Change{}
-	needOld, needNew := true, true
+	action, needOld, needNew := decoder.Update, true, true
 	switch f.action {
 	case "insert":
-		ch.Action, needOld = decoder.Insert, false
+		action, needOld = decoder.Insert, false
 	case "update":
-		ch.Action = decoder.Update
 	case "delete":
-		ch.Action, needNew = decoder.Delete, false
+		action, needNew = decoder.Delete, false
 	default:
 		return nil, nil, usageErrorf("--action %s: want insert, update or delete", f.action)
 	}
@@ -121,52 +107,13 @@ func exampleChange(f explainFlags, use mapping.TableUse) (*decoder.Relation, *de
 	if err != nil {
 		return nil, nil, err
 	}
-	rel := &decoder.Relation{ID: 1, Namespace: use.Schema, Name: use.Table, ReplicaIdentity: decoder.IdentityIndex}
-	full := slices.Equal(f.identity, []string{"full"})
-	if full {
-		rel.ReplicaIdentity = decoder.IdentityFull
+	x := mapping.Example{Schema: use.Schema, Table: use.Table, Action: action, Identity: f.identity, Old: before, New: after}
+	if slices.Equal(f.identity, []string{"full"}) {
+		x.Identity = nil
 	}
-	names := slices.Clone(use.Columns)
-	for _, row := range []map[string]any{before, after} {
-		for name := range row {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	identityChanged := false
-	for _, name := range slices.Compact(names) {
-		key := full || slices.Contains(f.identity, name)
-		old, oldGiven := before[name]
-		value, newGiven := after[name]
-		if needOld && key && !oldGiven {
-			return nil, nil, usageErrorf("--old lacks column %s, which is in the replica identity; give it, or null", name)
-		}
-		if ch.Action == decoder.Insert && !newGiven {
-			return nil, nil, usageErrorf("--new lacks column %s; give it, or null", name)
-		}
-		sample := value
-		if sample == nil {
-			sample = old
-		}
-		rel.Columns = append(rel.Columns, decoder.Column{Name: name, Key: key, TypeOID: typeOf(sample)})
-		oldValue, newValue := textValue(old, oldGiven), textValue(value, newGiven)
-		ch.Old, ch.New = append(ch.Old, oldValue), append(ch.New, newValue)
-		if key && newGiven && (oldValue.Kind != newValue.Kind || string(oldValue.Data) != string(newValue.Data)) {
-			identityChanged = true
-		}
-	}
-	switch {
-	case !needOld:
-		ch.Old = nil
-	case full:
-		ch.OldKind = decoder.OldFull
-	case ch.Action == decoder.Delete || identityChanged:
-		ch.OldKind = decoder.OldKey
-	default:
-		ch.OldKind, ch.Old = decoder.OldNone, nil // as the server does: the identity did not change
-	}
-	if !needNew {
-		ch.New = nil
+	rel, ch, err := x.Change(use.Columns)
+	if err != nil {
+		return nil, nil, usageErrorf("--%w", err)
 	}
 	return rel, ch, nil
 }
@@ -187,41 +134,6 @@ func jsonRow(flag, text string, wanted bool, action string) (map[string]any, err
 		return nil, usageErrorf("%s is not a JSON object of columns", flag)
 	}
 	return row, nil
-}
-
-// typeOf guesses a column's type from its JSON value, for predicates.
-func typeOf(v any) uint32 {
-	switch v := v.(type) {
-	case bool:
-		return 16
-	case json.Number:
-		if strings.ContainsAny(v.String(), ".eE") {
-			return 1700
-		}
-		return 20
-	}
-	return 25
-}
-
-func textValue(v any, given bool) decoder.Value {
-	switch v := v.(type) {
-	case nil:
-		if !given {
-			return decoder.Value{Kind: decoder.Unchanged}
-		}
-		return decoder.Value{Kind: decoder.Null}
-	case bool:
-		if v {
-			return decoder.Value{Kind: decoder.Text, Data: []byte("t")}
-		}
-		return decoder.Value{Kind: decoder.Text, Data: []byte("f")}
-	case string:
-		return decoder.Value{Kind: decoder.Text, Data: []byte(v)}
-	case json.Number:
-		return decoder.Value{Kind: decoder.Text, Data: []byte(v)}
-	}
-	data, _ := json.Marshal(v) // a json column; it was just decoded
-	return decoder.Value{Kind: decoder.Text, Data: data}
 }
 
 func printExplanations(w io.Writer, f explainFlags, all []mapping.Explanation) {

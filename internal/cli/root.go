@@ -94,9 +94,17 @@ needed is not there, 78 the configuration must be mended first.`,
 	root.SetErr(a.stderr)
 
 	root.AddCommand(
+		newApplyCommand(a),
 		newDemoCommand(a),
+		newDoctorCommand(a),
 		newExplainCommand(a),
+		newInitCommand(a),
+		newPlanCommand(a),
 		newRunCommand(a),
+		newSchemaCommand(a),
+		newStatusCommand(a),
+		newTapCommand(a),
+		newTestCommand(a),
 		newValidateCommand(a),
 		newVersionCommand(a),
 	)

@@ -34,7 +34,8 @@ SIGHUP: reads the file again and takes it into use between two transactions; a f
 with faults is refused, with a condition that says so, and the old one stays.
 
 Status over HTTP, from this machine only unless --http says otherwise: /livez,
-/readyz, /healthz (what is wrong and how to mend it) and /metrics.`,
+/readyz, /healthz (what is wrong and how to mend it), /status (see the command of that
+name) and /metrics.`,
 		Example: `  cdc-invalidator run --config mappings.yaml
   cdc-invalidator run --config mappings.yaml --http 0.0.0.0:9464 --log-format json
   cdc-invalidator run --config mappings.yaml --http off --log-level debug`,
@@ -51,10 +52,11 @@ Status over HTTP, from this machine only unless --http says otherwise: /livez,
 			if err != nil {
 				return err
 			}
+			logRedisTo(logger)
 			build := readBuildInfo()
 			logger.Info("starting", "version", build.Version, "commit", build.Commit, "config", config)
-			registry, err := processRegistry(build)
-			if err != nil {
+			registry := prometheus.NewRegistry()
+			if err := registerProcess(registry, build); err != nil {
 				return err
 			}
 			manager, err := sdnotify.FromEnvironment()
@@ -63,8 +65,8 @@ Status over HTTP, from this machine only unless --http says otherwise: /livez,
 			}
 			defer manager.Close()
 			err = daemon.Run(cmd.Context(), daemon.Options{
+				Version: build.Version, Commit: build.Commit, Config: config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
 				Supervisor: manager,
-				Config:     config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
 			})
 			if err == nil {
 				logger.Info("stopped")
@@ -95,19 +97,18 @@ func httpAddress(s string) (string, error) {
 	return s, nil
 }
 
-// processRegistry has what belongs to the process and to no component.
-func processRegistry(b buildInfo) (*prometheus.Registry, error) {
+// registerProcess registers what belongs to the process and to no component.
+func registerProcess(reg prometheus.Registerer, b buildInfo) error {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "cdc_invalidator_build_info",
 		Help:        "Always 1; the labels say which build this is.",
 		ConstLabels: prometheus.Labels{"version": b.Version, "commit": b.Commit, "go": b.Go},
 	})
 	info.Set(1)
-	reg := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
 		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register the metrics of the process: %w", err)
+			return fmt.Errorf("register the metrics of the process: %w", err)
 		}
 	}
-	return reg, nil
+	return nil
 }

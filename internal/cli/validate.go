@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -94,10 +93,7 @@ func validate(path string) validation {
 
 func (a *app) printValidations(results []validation, asJSON bool) error {
 	if asJSON {
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		return enc.Encode(results)
+		return a.printJSON(results)
 	}
 	for _, v := range results {
 		for _, f := range append(v.Faults, v.NotInForce...) {

@@ -35,15 +35,23 @@ import (
 
 // Options configures Run.
 type Options struct {
+	Version    string        // of the program, for /status
+	Commit     string        // the same
 	Config     string        // path of the mappings file
 	File       *mapping.File // instead of Config, for embedding; cannot be reloaded
 	HTTP       string        // address of the admin API; empty for none
 	Logger     *slog.Logger
-	Reload     <-chan struct{}      // asks for a reload of Config
-	Registry   *prometheus.Registry // nil for one of its own
-	OnApplied  func(Applied)        // called by the applier after each batch; must be quick
-	OnAttached func()               // called whenever streaming begins
-	Supervisor Supervisor           // nil for none
+	Reload     <-chan struct{} // asks for a reload of Config
+	Registry   Registry        // nil for one of its own
+	OnApplied  func(Applied)   // called by the applier after each batch; must be quick
+	OnAttached func()          // called whenever streaming begins
+	Supervisor Supervisor      // nil for none
+}
+
+// Registry takes the daemon's metrics, and shows them on its status pages.
+type Registry interface {
+	prometheus.Registerer
+	prometheus.Gatherer
 }
 
 // Applied describes one batch that Redis has acknowledged.
@@ -65,11 +73,23 @@ type daemon struct {
 	health  *health
 	pulse   pulse
 
+	started  time.Time
+	progress progress
+	secrets  secrets
+
 	heartbeat *replication.Heartbeat
 	watcher   atomic.Pointer[replication.CatalogWatcher]
 	// clockOffset is the database's clock minus ours, in nanoseconds, so that
 	// commit times can be compared with now.
 	clockOffset atomic.Int64
+	// owed is a gap whose purge is not done: what the daemon knows by itself, should Redis
+	// not have been told. spoilt says that the slot has to be made anew for it. Both belong
+	// to the goroutine of attachForever.
+	owed   string
+	spoilt bool
+	// published is the state that this attachment has written last, "" where that is not
+	// known: of trust, then of keepState.
+	published sink.State
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]
 }
@@ -128,7 +148,7 @@ func newDaemon(o Options) (*daemon, error) {
 	if o.Registry == nil {
 		o.Registry = prometheus.NewRegistry()
 	}
-	d := &daemon{o: o, log: o.Logger, file: file}
+	d := &daemon{o: o, log: o.Logger, file: file, started: time.Now(), secrets: secrets{source: file.Source.URL}}
 	d.plan.Store(plan)
 	d.metrics = newMetrics(o.Registry)
 	d.health = newHealth(d)
@@ -163,8 +183,9 @@ func (d *daemon) now() time.Time {
 // applied reports a batch that Redis has acknowledged.
 func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 	now := d.now()
+	d.progress.done(b)
 	d.metrics.applied(b, now)
-	d.health.progress(now, freshAsOf)
+	d.health.progress(freshAsOf)
 	if d.o.OnApplied != nil {
 		d.o.OnApplied(Applied{
 			At: now, Stats: b.Stats(), Keys: b.Len(), Txns: b.Txns(),
@@ -174,6 +195,9 @@ func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 }
 
 func (d *daemon) failing(condition string, err error) {
+	if refusesLogin(err) {
+		d.rereadSecrets()
+	}
 	d.told(d.o.Supervisor.Status("waiting for " + condition))
 	if d.health.set(condition, false, err.Error(), fixFor(condition)) {
 		d.log.Warn("waiting for "+condition, "error", err)

@@ -47,23 +47,17 @@ func fixFor(condition string) string {
 
 // health is what the daemon knows about itself, for the admin API.
 type health struct {
-	d      *daemon
-	budget time.Duration // the strictest class's; 0 when there are no classes
+	d *daemon
 
-	mu    sync.Mutex
-	conds map[string]admin.Condition
-	order []string
-	fresh time.Time // by the database's clock: nothing visible before it is missing
-	at    time.Time // by ours: the last progress
+	mu     sync.Mutex
+	conds  map[string]admin.Condition
+	order  []string
+	fresh  time.Time // by the database's clock: nothing visible before it is missing
+	proved bool      // by a heartbeat of this attachment
 }
 
 func newHealth(d *daemon) *health {
 	h := &health{d: d, conds: map[string]admin.Condition{}}
-	for _, f := range d.plan.Load().Families() {
-		if s := f.Class.Staleness; s > 0 && (h.budget == 0 || s < h.budget) {
-			h.budget = s
-		}
-	}
 	now := time.Now()
 	for _, name := range []string{conditionStreaming, conditionSource, conditionRedis, conditionGap, conditionMappings, conditionIdentity} {
 		h.order = append(h.order, name)
@@ -73,6 +67,17 @@ func newHealth(d *daemon) *health {
 	starting.OK, starting.Reason = false, "starting"
 	h.conds[conditionStreaming] = starting
 	return h
+}
+
+// budget is the strictest class's of the plan in force; 0 without any.
+func (h *health) budget() time.Duration {
+	var strictest time.Duration
+	for _, f := range h.d.plan.Load().Families() {
+		if s := f.Class.Staleness; s > 0 && (strictest == 0 || s < strictest) {
+			strictest = s
+		}
+	}
+	return strictest
 }
 
 // set changes a condition and reports whether that turned it.
@@ -89,14 +94,27 @@ func (h *health) set(name string, ok bool, reason, fix string) (turned bool) {
 	return turned
 }
 
-// progress records that something was applied.
-func (h *health) progress(now, freshAsOf time.Time) {
+// progress records that all is applied that was visible at a time; zero when this
+// attachment has not proved anything yet.
+func (h *health) progress(freshAsOf time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.at = now
+	h.proved = !freshAsOf.IsZero()
 	if freshAsOf.After(h.fresh) {
 		h.fresh = freshAsOf
 	}
+}
+
+// behind says why the cache is not known to be within the strictest budget, "" when
+// it is. What an earlier attachment has applied proves nothing of the Redis of now.
+func (h *health) behind() string {
+	h.mu.Lock()
+	fresh, proved := h.fresh, h.proved
+	h.mu.Unlock()
+	if !proved {
+		fresh = time.Time{}
+	}
+	return h.lag(fresh).Reason
 }
 
 // Conditions implements admin.Health.
@@ -121,15 +139,16 @@ func (h *health) Conditions() []admin.Condition {
 // budget. Without heartbeats nothing can be said of an idle source.
 func (h *health) lag(fresh time.Time) admin.Condition {
 	c := admin.Condition{Name: conditionLag, OK: true, Ready: true, Since: fresh}
-	if h.budget == 0 || h.d.file.Source.Heartbeat <= 0 {
+	budget := h.budget()
+	if budget == 0 || h.d.file.Source.Heartbeat <= 0 {
 		return c
 	}
 	switch age := h.d.now().Sub(fresh); {
 	case fresh.IsZero():
 		c.OK, c.Reason, c.Fix = false, "no heartbeat has come back yet", "wait for the backlog, if there is one"
-	case age > h.budget:
+	case age > budget:
 		c.OK, c.Fix = false, fixFor(conditionLag)
-		c.Reason = fmt.Sprintf("%s behind, the strictest budget is %s", age.Round(time.Millisecond), h.budget)
+		c.Reason = fmt.Sprintf("%s behind, the strictest budget is %s", age.Round(time.Millisecond), budget)
 	}
 	return c
 }

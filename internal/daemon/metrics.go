@@ -12,7 +12,7 @@ import (
 
 // metrics are the pipeline's own; those of the stages stand beside the stages.
 type metrics struct {
-	registry *prometheus.Registry
+	registry Registry
 	control  *replication.ControlMetrics
 
 	transactions   prometheus.Counter
@@ -27,13 +27,14 @@ type metrics struct {
 	gaps           prometheus.Counter
 	lookupsRefused prometheus.Counter
 	widenings      *prometheus.CounterVec
+	ddl            *prometheus.CounterVec
 	reloads        *prometheus.CounterVec
 	reloadOK       prometheus.Gauge
 }
 
 const namespace = "cdc_invalidator"
 
-func newMetrics(reg *prometheus.Registry) *metrics {
+func newMetrics(reg Registry) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
 		reg.MustRegister(c)
@@ -56,6 +57,7 @@ func newMetrics(reg *prometheus.Registry) *metrics {
 		lookupsRefused: counter("lookups_refused_total", "for_each queries that failed, so that the whole family was invalidated."),
 		widenings:      vec("widened_total", "Invalidations that were widened to a family or tenant because a value was not known.", "reason"),
 		sessions:       vec("sessions_ended_total", "Attachments to the slot that ended, by reason.", "reason"),
+		ddl:            vec("ddl_messages_total", "Messages of the event trigger, by what followed: invalidated, ignored (no mapped table) or unreadable (all mapped tables).", "result"),
 		reloads:        vec("reloads_total", "Reloads of the mappings file.", "result"),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "commit_to_applied_seconds",

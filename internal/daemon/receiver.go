@@ -13,6 +13,10 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
+// promptAge is how old a transaction may be for its keys to be removed early. In a
+// backlog of more than that, removing everything twice only makes it last longer.
+const promptAge = 100 * time.Millisecond
+
 // receiver reads the log, decodes and maps it, and fills the queue. It is the one
 // goroutine that owns the replication connection.
 type receiver struct {
@@ -21,7 +25,7 @@ type receiver struct {
 	dec      *decoder.Decoder
 	queue    *ordering.Queue
 	early    *sink.Early
-	hasEarly bool // something to flush
+	prompt   bool // the open transaction was sent soon after its commit
 	window   *ordering.Window
 	timeline uint32
 	// Transactions at or below skip were applied before this attachment.
@@ -57,7 +61,10 @@ func (r *receiver) run(ctx context.Context) error {
 
 // confirm hands on what may be confirmed by now; the stream tells Postgres with
 // its next status update.
-func (r *receiver) confirm() { r.stream.Confirm(r.window.Confirmable(r.window.Seen())) }
+func (r *receiver) confirm() {
+	r.stream.Confirm(r.window.Confirmable(r.window.Seen()))
+	r.d.progress.read(r.stream.ReceivedLSN(), r.stream.ConfirmedLSN())
+}
 
 // farewell confirms what the applier finished after the stream was left, so that
 // less is sent again at the next start.
@@ -103,11 +110,8 @@ func (r *receiver) drain(ctx context.Context) error {
 			locked = true
 		}
 	}
+	r.early.Flush()
 	r.queue.CatchingUp(r.stream.CatchingUp())
-	if r.hasEarly {
-		r.early.Flush()
-		r.hasEarly = false
-	}
 	if !r.queue.Open() && !r.skipping {
 		r.reload()
 		r.queue.Mark(ordering.Position{Timeline: r.timeline, EndLSN: r.stream.KeepaliveLSN()})
@@ -141,7 +145,7 @@ func (r *receiver) handle(data []byte) error {
 		}
 		r.add()
 	case decoder.KindBegin:
-		r.stream.Committed(m.Begin.CommitTime)
+		r.prompt = r.stream.Committed(m.Begin.CommitTime) < promptAge
 		r.skipping = m.Begin.CommitLSN <= r.skip
 		if r.skipping {
 			return nil
@@ -159,7 +163,6 @@ func (r *receiver) handle(data []byte) error {
 		r.queue.Commit(ordering.Position{
 			Timeline: r.timeline, CommitLSN: m.Commit.CommitLSN, EndLSN: m.Commit.EndLSN, CommitTime: m.Commit.CommitTime,
 		}, r.beat)
-		r.reload()
 		failpoint.Hit(failpoint.Decoded)
 	case decoder.KindRelation:
 		r.bind(m.Relation)
@@ -182,11 +185,9 @@ func (r *receiver) handle(data []byte) error {
 
 // add queues what r.out holds, as part of the open transaction.
 func (r *receiver) add() {
-	now := !r.stream.CatchingUp()
 	for i := range r.out.Invalidations {
 		inv := &r.out.Invalidations[i]
-		if now && inv.Op == mapping.OpDelete && r.early.Add(inv.Key) {
-			r.hasEarly = true
+		if r.prompt && inv.Op == mapping.OpDelete && r.early.Add(inv.Key) {
 			r.queue.AddPatient(inv)
 		} else {
 			r.queue.Add(inv)
@@ -203,6 +204,10 @@ func (r *receiver) message(m *decoder.Logical) {
 		if sent, ok := r.d.heartbeat.Observe(m.Content); ok && m.Transactional {
 			r.beat = sent
 		}
+		return
+	}
+	if string(m.Prefix) == replication.DDLPrefix {
+		r.ddl(m)
 		return
 	}
 	r.out.Reset()

@@ -61,10 +61,11 @@ func (d *daemon) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if file.Source != d.file.Source || file.Redis != d.file.Redis {
-		d.log.Warn("source and redis settings are read at start only; restart to change them")
+	follow := file.Source.DefaultHeartbeat && d.file.Source.DefaultHeartbeat // the classes, below
+	if !d.takeSecrets(file) {
+		d.log.Warn("source and redis settings are read at start only, but for passwords and certificates; restart to change them")
 	}
-	conn, err := replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), "reload")
+	conn, err := replication.ConnectControl(ctx, d.sourceURL(), "reload")
 	if err != nil {
 		return err
 	}
@@ -89,6 +90,9 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	d.findings(result.Findings)
 	d.plan.Store(plan)
+	if follow {
+		d.heartbeat.SetInterval(file.Source.Heartbeat)
+	}
 	// A session that began meanwhile made its watcher from the old plan.
 	if w := d.watcher.Load(); w != nil {
 		w.Watch(plan.Tables())

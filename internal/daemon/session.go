@@ -3,14 +3,12 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cdc-invalidator/cdc-invalidator/decoder"
-	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
@@ -36,7 +34,7 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			return nil
 		}
 		var config *replication.ConfigError
-		if errors.As(err, &config) && !streamed {
+		if (errors.As(err, &config) || needsAPerson(err)) && !streamed {
 			return err
 		}
 		d.metrics.sessions.WithLabelValues(endReason(err)).Inc()
@@ -78,15 +76,14 @@ func endReason(err error) string {
 // session attaches to both sides, streams, and returns why it ended. attached
 // says whether it got as far as streaming.
 func (d *daemon) session(ctx context.Context) (attached bool, err error) {
-	url := d.file.Source.URL.Reveal()
-	control, err := replication.ConnectControl(ctx, url, "setup")
+	d.rereadSecrets()
+	control, err := replication.ConnectControl(ctx, d.sourceURL(), "setup")
 	if err != nil {
 		return false, err
 	}
-	defer func() { replication.CloseControl(ctx, control) }()
-	setup, err := replication.Setup(ctx, control, d.setupOptions(d.plan.Load()))
-	lost := errors.Is(err, replication.ErrSlotLost)
-	if err != nil && !lost {
+	defer replication.CloseControl(ctx, control)
+	setup, err := d.setUp(ctx, control)
+	if err != nil {
 		return false, err
 	}
 	if err := d.measureClock(ctx, control); err != nil {
@@ -96,29 +93,14 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 
 	// The slot is taken before anything is decided: while another process holds it,
 	// that one's checkpoints are the truth, and still moving.
-	var stream *replication.Stream
-	if !lost {
-		if stream, err = d.openStream(ctx, setup.Server); err != nil {
-			return false, err
-		}
-		defer func() { _ = stream.Close() }() // the session's own error is the one to report
-	}
-	stored, err := d.sink.Attach(ctx)
+	stream, err := d.openStream(ctx, setup.Server)
 	if err != nil {
-		d.failing(conditionRedis, err)
 		return false, err
 	}
-	d.working(conditionRedis)
-	if lost {
-		setup.Slot, err = replication.RecreateSlot(ctx, control, setup.Slot.Name)
-		if err != nil {
-			return false, err
-		}
-		setup.SlotCreated = true
-		if stream, err = d.openStream(ctx, setup.Server); err != nil {
-			return false, err
-		}
-		defer func() { _ = stream.Close() }()
+	defer func() { _ = stream.Close() }() // the session's own error is the one to report
+	stored, err := d.attachRedis(ctx)
+	if err != nil {
+		return false, err
 	}
 	// What the catalogs say is noted before the state becomes ok: DDL that the log is
 	// silent about must not fall between that and the watcher's own first look.
@@ -134,28 +116,58 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 		catalog, err = d.knownCatalog(ctx, catalog)
 	} else if err = d.sink.SaveCatalog(ctx, catalog); err == nil {
 		// Last: a daemon that ends after it has nothing to make up for at its next start.
-		err = d.sink.SetState(ctx, sink.StateOK, "")
+		err = d.trust(ctx)
 	}
 	if err != nil {
 		return false, err
 	}
+	replication.CloseControl(ctx, control) // nothing asks it any more, and connections are scarce
 	return true, d.pump(ctx, stream, setup, catalog, skip)
+}
+
+// setUp brings the source to where the slot can be streamed. Making a slot waits
+// for every transaction that is open, which can be long, so if there was one before, the
+// gap is told of first; and Redis has to be there, for a slot that was made while nothing
+// could be noted of it would look like one whose checkpoint is lost.
+func (d *daemon) setUp(ctx context.Context, control *pgx.Conn) (replication.SetupResult, error) {
+	o := d.setupOptions(d.plan.Load())
+	o.BeforeSlot = func(ctx context.Context) error { return d.announceGap(ctx, control, "the slot is missing") }
+	setup, err := replication.Setup(ctx, control, o)
+	switch {
+	case errors.Is(err, replication.ErrSlotMissing): // somebody else has to make it
+		err = errors.Join(err, d.announceGap(ctx, control, "the slot is missing"))
+	case errors.Is(err, replication.ErrSlotLost):
+		if err = d.announceGap(ctx, control, "the slot has lost its WAL"); err == nil {
+			setup.Slot, err = replication.RecreateSlot(ctx, control, setup.Slot.Name)
+			setup.SlotCreated = err == nil
+		}
+	case err == nil && d.spoilt && !setup.SlotCreated:
+		if err = d.publishGap(ctx, d.owed); err == nil {
+			setup.Slot, err = replication.ReplaceSlot(ctx, control, setup.Slot.Name)
+			setup.SlotCreated = err == nil
+		}
+	}
+	if setup.SlotCreated {
+		d.spoilt = false
+	}
+	return setup, err
+}
+
+func (d *daemon) attachRedis(ctx context.Context) (sink.Control, error) {
+	stored, err := d.sink.Attach(ctx)
+	if err != nil {
+		d.failing(conditionRedis, err)
+		return sink.Control{}, err
+	}
+	d.working(conditionRedis)
+	return stored, nil
 }
 
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
 	return replication.OpenStream(ctx, replication.StreamOptions{
-		URL: d.file.Source.URL.Reveal(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
-		StatusInterval: statusInterval(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
+		URL: d.sourceURL(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
+		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
 	})
-}
-
-// statusInterval is how often the server hears from us: often enough for its own
-// view of the slot to be current, and well within the silence that it tolerates.
-func statusInterval(walSenderTimeout time.Duration) time.Duration {
-	if walSenderTimeout <= 0 {
-		return time.Second
-	}
-	return min(time.Second, walSenderTimeout/4)
 }
 
 func (d *daemon) setupOptions(plan *mapping.Plan) replication.SetupOptions {
@@ -165,105 +177,6 @@ func (d *daemon) setupOptions(plan *mapping.Plan) replication.SetupOptions {
 		Publication: src.Publication.Name, CreatePublication: src.Publication.CreateIfNotExists,
 		Tables: plan.Tables(), Logger: d.log,
 	}
-}
-
-// resume decides whether the stored checkpoint proves that the slot still holds
-// everything which Redis has not got. If so, it returns the position up to which
-// transactions can be skipped. If not, that is a gap: it is published first, then
-// every mapped family is purged, and counting begins anew. resumed says which; if
-// not, the state is to become ok once the catalogs are stored.
-func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (skip lsn.LSN, resumed bool, err error) {
-	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: encodeEpoch(setup.Epoch)}
-	gap, err := d.gap(ctx, control, setup, stored)
-	if err != nil {
-		return 0, false, err
-	}
-	switch {
-	case gap == "" && stored.Found:
-		d.log.Info("resuming", "slot", setup.Slot.Name, "confirmed", setup.Slot.ConfirmedLSN, "applied", stored.Applied)
-		return stored.Applied, true, d.sink.SetState(ctx, sink.StateOK, "")
-	case gap == "":
-		if err := d.sink.StartGeneration(ctx, source); err != nil {
-			return 0, false, err
-		}
-		d.log.Warn("first attachment: changes are followed from here on; what was cached before is not known to be fresh",
-			"slot", setup.Slot.Name, "from", setup.Slot.ConfirmedLSN)
-	default:
-		if err := d.purge(ctx, source, gap); err != nil {
-			return 0, false, err
-		}
-	}
-	// Persisted before anything is acknowledged: a slot that was later replaced shows by
-	// a confirmed position above this.
-	at := setup.Slot.ConfirmedLSN
-	return 0, false, d.sink.Checkpoint(ctx, sink.Checkpoint{
-		Position: ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: 0, EndLSN: at}, SystemID: setup.Epoch.SystemID,
-	})
-}
-
-// gap says why it cannot be proved that nothing was lost, or "" when it can.
-func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (string, error) {
-	if !stored.Found || stored.Generation == 0 {
-		if setup.SlotCreated {
-			return "", nil // nothing was promised before
-		}
-		return "Redis has no checkpoint for the slot", nil
-	}
-	if stored.State == sink.StateGap {
-		return "the last gap's purge was not finished: " + stored.Reason, nil
-	}
-	switch {
-	case setup.SlotCreated:
-		return "the slot was created anew", nil
-	case stored.Source.SystemID != setup.Epoch.SystemID:
-		return fmt.Sprintf("another cluster: system id %s, was %s", setup.Epoch.SystemID, stored.Source.SystemID), nil
-	case stored.Source.Timeline != setup.Epoch.Timeline:
-		return fmt.Sprintf("timeline %d, was %d", setup.Epoch.Timeline, stored.Source.Timeline), nil
-	case setup.Slot.ConfirmedLSN > max(stored.Applied, stored.End):
-		return fmt.Sprintf("the slot is confirmed up to %s and Redis has applied up to %s only", setup.Slot.ConfirmedLSN, max(stored.Applied, stored.End)), nil
-	}
-	// What is written after a restore from a copy gets positions that were used
-	// before, and would be taken for applied. (Not to be seen any more once the log
-	// has grown past the old end; a restore must give the cluster a new timeline.)
-	end, err := replication.LogEnd(ctx, control)
-	if err != nil {
-		return "", err
-	}
-	if reached := max(stored.Applied, stored.End); end < reached {
-		return fmt.Sprintf("the source was taken back: its log ends at %s, and Redis has applied up to %s", end, reached), nil
-	}
-	// A crash under synchronous_commit = off takes back commits that readers saw,
-	// and sends nothing.
-	if changed, why := epochChanged(stored.Source.Epoch, setup.Epoch); changed {
-		unsafe, err := replication.LosesCommits(ctx, control)
-		if err != nil {
-			return "", err
-		}
-		if unsafe {
-			return "the source runs with synchronous_commit = off and may have lost commits: " + why, nil
-		}
-	}
-	return "", nil
-}
-
-// purge settles a gap.
-func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) error {
-	d.metrics.gaps.Inc()
-	d.health.set(conditionGap, false, reason, fixFor(conditionGap))
-	d.log.Error("gap: invalidations may have been missed; purging every mapped family", "reason", reason)
-	if err := d.sink.SetState(ctx, sink.StateGap, reason); err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.Purging)
-	if err := d.sink.StartGeneration(ctx, source); err != nil {
-		return err
-	}
-	if err := d.sink.PurgeAll(ctx, d.plan.Load().Families(), d.purgeProgress); err != nil {
-		return fmt.Errorf("purge after a gap: %w", err)
-	}
-	d.health.set(conditionGap, true, "", "")
-	d.log.Info("gap closed: every mapped family is purged")
-	return nil
 }
 
 // pump streams until ctx ends or something changes. What was queued by then is
@@ -299,7 +212,10 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return watcher.Run(streamCtx) })
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
+	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
 
+	stored, _ := d.sink.Known()
+	d.progress.attached(setup, queue, stored.Applied, stored.End)
 	d.streaming(setup)
 	d.pulse.attach.rest()
 	d.pulse.receiver.now()
@@ -310,6 +226,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	}
 	stopStreaming()
 	_ = helpers.Wait() // all return nil, always
+	if errors.Is(err, replication.ErrChangesSkipped) {
+		d.skipped(ctx, err)
+	}
 	queue.Close()
 	timer := time.AfterFunc(drainTimeout, stopApplying)
 	defer timer.Stop()

@@ -18,7 +18,10 @@ import (
 
 func (d *daemon) connectFor(purpose string) func(context.Context) (*pgx.Conn, error) {
 	return func(ctx context.Context) (*pgx.Conn, error) {
-		conn, err := replication.ConnectControl(ctx, d.file.Source.URL.Reveal(), purpose)
+		conn, err := replication.ConnectControl(ctx, d.sourceURL(), purpose)
+		if refusesLogin(err) {
+			d.rereadSecrets() // for the next attempt
+		}
 		if leave := d.leave.Load(); leave != nil && replication.RefusesSessions(err) {
 			(*leave)(err)
 		}

@@ -19,7 +19,11 @@ const (
 	Purging      Point = "purging"      // a gap is published, the purge not done
 )
 
-// Points lists them all.
+// CatalogLook is before each look at the catalogs. Tests hold it, so that DDL is
+// noticed by the log or not at all.
+const CatalogLook Point = "catalog_look"
+
+// Points lists those of a transaction.
 func Points() []Point {
 	return []Point{Received, Decoded, Taken, Gated, Applied, Checkpointed, Confirming, Confirmed, Purging}
 }

@@ -2,5 +2,10 @@
 
 package failpoint
 
+import "context"
+
 // Hit does nothing.
 func Hit(Point) {}
+
+// Hold does nothing.
+func Hold(context.Context, Point) {}

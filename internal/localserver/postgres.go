@@ -29,6 +29,10 @@ type PostgresOptions struct {
 	// Settings go into postgresql.conf, over the defaults; ALTER SYSTEM overrides
 	// them in turn.
 	Settings map[string]string
+	// Files are put beside postgresql.conf, readable by the server's account only: a
+	// certificate and its key, another pg_hba.conf. Settings name them without a folder.
+	// A container cannot have any.
+	Files map[string][]byte
 	// Version is a major version that it must have, for example "16". Empty: the newest.
 	Version string
 	// Durable leaves fsync and full_page_writes on.
@@ -76,6 +80,9 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (_ *Postgres, err err
 	if err := p.prepare(o.Dir, "postgres", "nobody"); err != nil {
 		return nil, err
 	}
+	if inContainer && len(o.Files) > 0 {
+		return nil, errors.New("start postgres: Files need an installed server (CDC_SERVERS=local)")
+	}
 	if inContainer {
 		err = p.create(ctx, containers, o, major)
 	} else {
@@ -113,6 +120,11 @@ func (p *Postgres) initdb(o PostgresOptions) error {
 	if initdb.err != nil {
 		return fmt.Errorf("initdb: %w; its log: %s", initdb.err, tail(p.logPath()))
 	}
+	for name, content := range o.Files {
+		if err := p.writeFile(filepath.Join("data", name), content); err != nil {
+			return err
+		}
+	}
 	settings := baseSettings(o)
 	settings["listen_addresses"] = "127.0.0.1"
 	settings["port"] = strconv.Itoa(p.port.number)
@@ -128,6 +140,12 @@ func (p *Postgres) initdb(o PostgresOptions) error {
 		return fmt.Errorf("write postgresql.conf: %w", err)
 	}
 	return nil
+}
+
+// ReplaceFile gives one of PostgresOptions.Files another content. The server takes it
+// with pg_reload_conf().
+func (p *Postgres) ReplaceFile(name string, content []byte) error {
+	return p.writeFile(filepath.Join("data", name), content)
 }
 
 // create prepares a container of the official image, which runs initdb itself.

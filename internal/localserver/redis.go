@@ -27,8 +27,18 @@ type RedisOptions struct {
 	Args []string
 	// Password that clients must give; empty for none.
 	Password string
+	// TLS makes the server listen with TLS on a second port (TLSPort). A container
+	// cannot.
+	TLS *RedisTLS
 	// Containers run the server where no installed program does. Nil: Docker.
 	Containers Containers
+}
+
+// RedisTLS is a certificate in PEM, and what is asked of clients.
+type RedisTLS struct {
+	Cert, Key []byte
+	// ClientCA is whose certificates clients must have one of; empty when they need none.
+	ClientCA []byte
 }
 
 // Redis is a running server, or one that was stopped for the moment. Unless it was
@@ -36,6 +46,7 @@ type RedisOptions struct {
 type Redis struct {
 	server
 	password string
+	tlsPort  *port // nil without TLS
 }
 
 // StartRedis starts a server. When it fails nothing is left.
@@ -63,6 +74,16 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 		args = append(args, "--requirepass", o.Password, "--masterauth", o.Password)
 	}
 	port := strconv.Itoa(r.port.number)
+	if o.TLS != nil {
+		if inContainer {
+			return nil, errors.New("start redis: TLS needs an installed server (CDC_SERVERS=local)")
+		}
+		more, err := r.prepareTLS(o.TLS)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, more...)
+	}
 	if inContainer {
 		// The docker client passes SIGTERM on, but cannot catch SIGKILL.
 		r.deathSignal = syscall.SIGTERM
@@ -84,6 +105,41 @@ func StartRedis(ctx context.Context, o RedisOptions) (_ *Redis, err error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// prepareTLS writes the files and returns the arguments that name them.
+func (r *Redis) prepareTLS(o *RedisTLS) (args []string, err error) {
+	if r.tlsPort, err = claimPort(); err != nil {
+		return nil, err
+	}
+	args = []string{"--tls-port", strconv.Itoa(r.tlsPort.number), "--tls-auth-clients", "no"}
+	if len(o.ClientCA) > 0 {
+		args[3] = "yes"
+	}
+	for _, f := range []struct {
+		setting, name string
+		content       []byte
+	}{{"--tls-cert-file", "server.crt", o.Cert}, {"--tls-key-file", "server.key", o.Key}, {"--tls-ca-cert-file", "clients.crt", o.ClientCA}} {
+		if len(f.content) == 0 {
+			continue
+		}
+		if err := r.writeFile(f.name, f.content); err != nil {
+			return nil, err
+		}
+		args = append(args, f.setting, filepath.Join(r.path, f.name))
+	}
+	return args, nil
+}
+
+// TLSPort on 127.0.0.1, of a server that was started with TLS.
+func (r *Redis) TLSPort() int { return r.tlsPort.number }
+
+// Close ends the server if it runs and removes everything that it left.
+func (r *Redis) Close() error {
+	if r.tlsPort != nil {
+		defer r.tlsPort.release()
+	}
+	return r.server.Close()
 }
 
 func (r *Redis) socketPath() string { return filepath.Join(r.path, "redis.sock") }

@@ -83,6 +83,18 @@ func (s *server) prepare(dir string, accounts ...string) error {
 	return err
 }
 
+// writeFile writes a file of the server's folder that only its account can read.
+func (s *server) writeFile(name string, content []byte) error {
+	path := filepath.Join(s.path, name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return fmt.Errorf("prepare %s: %w", s.name, err)
+	}
+	if err := s.account.own(path); err != nil {
+		return fmt.Errorf("prepare %s: %w", s.name, err)
+	}
+	return nil
+}
+
 func (s *server) logPath() string { return filepath.Join(s.path, "server.log") }
 
 // InContainer says whether the server runs in a container. Its processes have other

@@ -4,7 +4,7 @@
 -- ARGV[1]  generation, 8 hex digits: the writer's
 -- ARGV[2]  replication id of the node that the writer knows; '' = do not check
 -- ARGV[3]  revision of the state, 16 hex: the one read last plus one
--- ARGV[4]  state: ok, catching_up, gap or paused
+-- ARGV[4]  state: ok, catching_up or gap
 -- ARGV[5]  reason, for people
 -- ARGV[6]  since: microseconds since 1970, 16 hex
 --

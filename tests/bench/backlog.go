@@ -297,6 +297,7 @@ func peakMiB(pid int) float64 {
 
 type process struct {
 	cmd  *exec.Cmd
+	http string // address of the admin API
 	done chan error
 }
 
@@ -305,12 +306,16 @@ func (b *bench) startDaemon(ctx context.Context, slot, url string) (*process, er
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, b.binary, "run", "--config", path, "--http", "127.0.0.1:0", "--log-level", "error")
+	http, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, b.binary, "run", "--config", path, "--http", http, "--log-level", "error")
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, done: make(chan error, 1)}
+	p := &process{cmd: cmd, http: http, done: make(chan error, 1)}
 	go func() { p.done <- cmd.Wait() }()
 	return p, nil
 }
@@ -331,7 +336,8 @@ func (b *bench) waitApplied(ctx context.Context, p *process, slot string, end ls
 		if err != nil {
 			return err
 		}
-		if m[0] == "ok" && m[1] != nil {
+		// After a backlog the state is ok only with the next heartbeat.
+		if m[1] != nil && (m[0] == "ok" || end > 0 && m[0] == "catching_up") {
 			at, err := lsn.ParseHex(m[1].(string))
 			if err != nil {
 				return err

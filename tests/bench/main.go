@@ -64,7 +64,7 @@ func run(ctx context.Context, s settings) (err error) {
 	defer os.RemoveAll(s.dir)
 	pg, err := localserver.StartPostgres(ctx, localserver.PostgresOptions{Settings: map[string]string{
 		"shared_buffers": "256MB", "max_wal_size": "16GB", "checkpoint_timeout": "1h", "autovacuum": "off",
-		"max_replication_slots": "64", "max_wal_senders": "20", "wal_sender_timeout": "0",
+		"max_replication_slots": "64", "max_wal_senders": "20",
 	}})
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func run(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	defer redis.Close()
-	fmt.Printf("Postgres %s, Redis %s, medians of %d\n", pg.Version(), redis.Version(), s.runs)
+	fmt.Printf("Postgres %s, %s, medians of %d\n", pg.Version(), redis.Version(), s.runs)
 
 	b := &bench{settings: s, pg: pg, redis: redis}
 	if err := b.connect(ctx); err != nil {

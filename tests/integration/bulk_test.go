@@ -158,7 +158,7 @@ func (w *world) fill(prefix string, from, to, n int) {
 
 func TestTwoMillionRowsInOneTransactionStayInBoundedMemory(t *testing.T) {
 	w := newWorld(t, bulkSchema, bulkMappings)
-	p := w.launchBinary(plainBinary(t), "off")
+	p := w.launchBinary(plainBinary(t))
 	w.settle(p)
 	w.fill("a", 0, 2_000_000, 100)
 	w.put("a:-1", "a:2000000", "b:1")

@@ -45,6 +45,21 @@ func TestStopFinishesAndStartDoesNotRepeat(t *testing.T) {
 	p.stop()
 }
 
+// Connections are scarce on the source: the one that sets everything up is given
+// back once the daemon streams.
+func TestConnectionsWhileStreaming(t *testing.T) {
+	w := itemsWorld(t, 10)
+	p := w.start()
+	w.update(0, 1) // the gate connects when there is something to ask
+	w.settle(p)
+	w.eventually("the connection for the setup is closed, and the others are there", func() bool {
+		return query[string](w, `SELECT coalesce(string_agg(application_name, ', ' ORDER BY application_name), '') FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name LIKE 'cdc-invalidator%'`) ==
+			"cdc-invalidator, cdc-invalidator catalog, cdc-invalidator gate, cdc-invalidator heartbeat"
+	})
+	p.stop()
+}
+
 // SIGTERM while Redis hangs: the daemon ends with 0 in bounded time, and what it had
 // not applied is applied by the next.
 func TestStopWhileRedisHangs(t *testing.T) {
@@ -97,6 +112,29 @@ func TestStopAppliesWhatIsInHand(t *testing.T) {
 	}
 	w.wantGone(0, 100)
 	w.wantKept(100, 200)
+}
+
+// A restart of the source that can have lost nothing is over and done with: what is set
+// later is not held against it.
+func TestHarmlessRestartIsJudgedOnce(t *testing.T) {
+	w, pg, _ := privateWorld(t, 200, nil)
+	w.start().stop()
+	restart(t, pg, localserver.Fast)
+	w.reconnect()
+	w.start().stop()
+	w.exec("CREATE ROLE batch_jobs", "ALTER ROLE batch_jobs SET synchronous_commit = off")
+	w.cacheRows(0, 100)
+	p := w.start()
+	w.wantKept(0, 100)
+	if p.logged("gap: ") > 0 {
+		t.Error("a gap for a restart that was judged harmless before")
+	}
+	p.stop()
+	// From now on a restart may lose commits.
+	w.cacheRows(0, 100)
+	restart(t, pg, localserver.Fast)
+	w.reconnect()
+	w.wantGap("synchronous_commit").stop()
 }
 
 // The slot's confirmed position goes back, as it does when Postgres crashes before it

@@ -62,15 +62,95 @@ func TestSlotDroppedAndMadeAgainIsAGap(t *testing.T) {
 }
 
 func TestLostSlotIsAGap(t *testing.T) {
-	w, _, _ := privateWorld(t, 200, map[string]string{"max_slot_wal_keep_size": "1MB", "max_wal_size": "32MB", "min_wal_size": "32MB"})
+	w, _, _ := privateWorld(t, 200, smallWAL())
 	w.start().stop()
 	w.cacheRows(0, 100)
 	w.update(0, 50)
+	w.loseSlot()
+	w.wantGap("the slot was created anew").stop()
+}
+
+// smallWAL are settings of a server that takes the WAL from a slot which nobody reads.
+func smallWAL() map[string]string {
+	return map[string]string{"max_slot_wal_keep_size": "1MB", "max_wal_size": "32MB", "min_wal_size": "32MB"}
+}
+
+func (w *world) loseSlot() {
+	w.t.Helper()
 	w.eventually("the slot is lost", func() bool {
 		w.exec("SELECT pg_switch_wal()", "UPDATE items SET v = v WHERE id = 199", "CHECKPOINT")
 		return query[string](w, "SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1", w.slot) == "lost"
 	})
-	w.wantGap("the slot was created anew").stop()
+}
+
+// A slot cannot be made while an older transaction is open, which can be long.
+// Readers must know that there is a gap before that, not after.
+func TestGapIsPublishedWhileTheSlotCannotBeMade(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		take func(t *testing.T, w *world)
+	}{
+		{"dropped", func(_ *testing.T, w *world) { w.exec("SELECT pg_drop_replication_slot('" + w.slot + "')") }},
+		{"lost", func(_ *testing.T, w *world) { w.loseSlot() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, _, _ := privateWorld(t, 200, smallWAL())
+			w.start().stop()
+			w.cacheRows(0, 100)
+			w.update(0, 50)
+			c.take(t, w)
+			older := servertest.Connect(t, w.url)
+			if _, err := older.Exec(t.Context(), "BEGIN; SELECT pg_current_xact_id()"); err != nil {
+				t.Fatal(err)
+			}
+			p := w.launch()
+			w.eventually("the daemon waits for the older transaction", func() bool {
+				return query[bool](w, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%pg_create_logical_replication_slot%')")
+			})
+			if state := w.control()["state"]; state != "gap" {
+				t.Errorf("the state is %q while the slot waits for an older transaction", state)
+			}
+			if _, err := older.Exec(t.Context(), "ROLLBACK"); err != nil {
+				t.Fatal(err)
+			}
+			w.eventually("the gap is closed", func() bool { return p.logged("gap closed") == 1 })
+			w.settle(p)
+			w.wantGone(0, 100)
+			p.stop()
+		})
+	}
+}
+
+// The slot is gone and somebody else has to make it.
+func TestMissingSlotThatIsNotToBeMadeIsPublished(t *testing.T) {
+	w := itemsWorld(t, 10)
+	w.start().stop()
+	w.exec("SELECT pg_drop_replication_slot('" + w.slot + "')")
+	w.reconfigure("slot: {name: "+w.slot+", create_if_not_exists: true}", "slot: {name: "+w.slot+"}")
+	w.refuses("the slot does not exist", "pg_create_logical_replication_slot")
+	if state := w.control()["state"]; state != "gap" {
+		t.Errorf("the state is %q without a slot", state)
+	}
+}
+
+// Redis is away when the daemon attaches for the first time. There is nothing that it
+// could have missed, so what is cached stays.
+func TestFirstAttachmentWithoutRedisIsNoGap(t *testing.T) {
+	pg, rd := servertest.Postgres(t), servertest.PrivateRedis(t, localserver.RedisOptions{})
+	route := newRoute(t, rd.Address())
+	w := newWorldOn(t, pg.URL, rd.URL(), itemsSchema(200), itemsMappings)
+	w.reconfigure(rd.URL(), "redis://"+route.l.Addr().String()+"/0")
+	w.cacheRows(0, 100)
+	route.lead("")
+	p := w.launch()
+	w.eventually("the daemon has failed to attach", func() bool { return p.logged("not streaming") > 1 })
+	route.lead(rd.Address())
+	w.settle(p)
+	w.wantKept(0, 100)
+	if p.logged("gap: ") > 0 {
+		t.Error("a gap, although nothing was promised before")
+	}
+	p.stop()
 }
 
 // The URL leads to another cluster, which has a publication and a slot of the same

@@ -4,6 +4,9 @@
 // A test writes to Postgres, calls settle, and then compares exactly: which keys
 // are gone, and which are still there. settle is no pause but a fact: the control
 // hash says that everything committed so far is applied.
+//
+// All that a daemon and the commands print and serve is searched for passwords, keys
+// and values of rows, in every test (leaks_test.go).
 package integration
 
 import (
@@ -67,6 +70,7 @@ type world struct {
 	config   string
 	conn     *pgx.Conn
 	rdb      *redis.Client
+	secrets  *secrets
 }
 
 // newWorld takes fresh databases on the shared servers and runs the schema. The
@@ -81,7 +85,7 @@ func newWorld(t testing.TB, schema, mappings string) *world {
 func newWorldOn(t testing.TB, url, redisURL, schema, mappings string) *world {
 	t.Helper()
 	w := &world{t: t, url: url, redisURL: redisURL, slot: "inv_" + strings.ToLower(filepath.Base(t.TempDir())+fmt.Sprint(time.Now().UnixNano()%1e9)),
-		conn: servertest.Connect(t, url), rdb: servertest.RedisClient(t, redisURL)}
+		conn: servertest.Connect(t, url), rdb: servertest.RedisClient(t, redisURL), secrets: newSecrets(url, redisURL)}
 	w.exec(schema)
 	w.config = filepath.Join(t.TempDir(), "mappings.yaml")
 	w.writeConfig(mappings)
@@ -101,6 +105,7 @@ func (w *world) writeConfig(mappings string) {
 func (w *world) exec(sql ...string) {
 	w.t.Helper()
 	for _, s := range sql {
+		w.secrets.addValues(s)
 		if _, err := w.conn.Exec(w.t.Context(), s); err != nil {
 			w.t.Fatalf("%s: %v", s, err)
 		}
@@ -111,9 +116,11 @@ func (w *world) exec(sql ...string) {
 type process struct {
 	w    *world
 	cmd  *exec.Cmd
-	log  lockedBuffer
+	log  lockedBuffer  // stdout and stderr
 	done chan struct{} // closed when it has ended
 	err  error
+
+	pages lockedBuffer // what it served, see collect
 }
 
 type lockedBuffer struct {
@@ -141,16 +148,22 @@ func (w *world) launch(env ...string) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return w.launchBinary(path, "off", env...)
+	return w.launchBinary(path, env...)
 }
 
-// launchBinary is launch with another build of the daemon, and with its status
-// pages on an address.
-func (w *world) launchBinary(path, http string, env ...string) *process {
+// launchBinary is launch with another build of the daemon.
+func (w *world) launchBinary(path string, env ...string) *process {
 	w.t.Helper()
-	p := &process{w: w, cmd: exec.Command(path, "run", "--config", w.config, "--http", http, "--log-level", "debug"), done: make(chan struct{})}
+	return w.spawn(path, env, "run", "--config", w.config, "--http", "127.0.0.1:0", "--log-level", "debug")
+}
+
+// spawn starts a command of the program in the background. All that it prints is
+// searched for secrets when the test ends.
+func (w *world) spawn(path string, env []string, args ...string) *process {
+	w.t.Helper()
+	p := &process{w: w, cmd: exec.Command(path, args...), done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stderr = &p.log
+	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		w.t.Fatal(err)
@@ -160,8 +173,10 @@ func (w *world) launchBinary(path, http string, env ...string) *process {
 		close(p.done)
 	}()
 	w.t.Cleanup(func() {
+		p.collect()
 		_ = p.cmd.Process.Kill()
 		<-p.done
+		p.checkLeaks()
 		if strings.Contains(p.log.String(), "DATA RACE") || w.t.Failed() {
 			w.t.Logf("daemon's log:\n%s", p.log.String())
 		}
@@ -188,6 +203,7 @@ func failAt(point failpoint.Point, n int) string {
 // stop sends SIGTERM and expects exit code 0.
 func (p *process) stop() {
 	p.w.t.Helper()
+	p.collect()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.w.t.Fatal(err)
 	}
@@ -200,6 +216,7 @@ func (p *process) stop() {
 // kill sends SIGKILL.
 func (p *process) kill() {
 	p.w.t.Helper()
+	p.collect()
 	_ = p.cmd.Process.Kill()
 	p.wait()
 }
@@ -271,6 +288,7 @@ func (w *world) settle(p *process) {
 // put caches a value under each key.
 func (w *world) put(keys ...string) {
 	w.t.Helper()
+	w.secrets.addKeys(keys...)
 	for _, k := range keys {
 		if err := w.rdb.Set(w.t.Context(), k, "cached", 0).Err(); err != nil {
 			w.t.Fatal(err)

@@ -185,7 +185,7 @@ func (p *pair) write() {
 			return err
 		}
 		p.updates.Add(1)
-		await(p.fresh, 1)
+		await(p.fresh, 2) // the key is removed twice, so the first fill does not last
 		return nil
 	})
 }

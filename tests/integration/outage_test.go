@@ -119,7 +119,7 @@ func (w *world) exists(row int64) int64 {
 func TestRedisHangs(t *testing.T) {
 	const rows = 100_000
 	w, _, rd := privateWorld(t, rows, nil)
-	p := w.launchBinary(plainBinary(t), "off") // the race detector takes memory of its own
+	p := w.launchBinary(plainBinary(t)) // the race detector takes memory of its own
 	w.settle(p)
 	w.cacheRows(0, 1000)
 	pid := query[int](w, "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1", w.slot)

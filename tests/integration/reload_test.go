@@ -4,6 +4,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const reloadSchema = `
@@ -74,6 +75,50 @@ func TestReload(t *testing.T) {
 	w.writeConfig(reloadMappings("last:{id}", mapsA+mapsB))
 	p.reload(reloaded)
 	w.step(p, "and back", keys("last:1", "last:2"), keys("new:1"), `UPDATE a SET v = 1 WHERE id = 1`, `UPDATE b SET v = 1 WHERE id = 2`)
+	p.stop()
+}
+
+// The budget that lag is compared with, and the default heartbeat, follow from the
+// classes, which a reload changes.
+func TestReloadOfTheClasses(t *testing.T) {
+	w := newWorld(t, reloadSchema, "")
+	source := newNoticing(t, w)
+	write := func(staleness string) {
+		t.Helper()
+		w.writeConfig(strings.Replace(reloadMappings("k:{id}", mapsA), "1s", staleness, 1))
+		w.reconfigure("  heartbeat: 100ms\n", "")
+		w.reconfigure(w.url, source.url)
+	}
+	write("30s")
+	p, address := w.startHTTP()
+	if c := w.condition(address, "lag"); !c.OK {
+		t.Errorf("at the start %+v", c)
+	}
+	write("1s")
+	p.reload(reloaded)
+	began := time.Now()
+	for range 4 {
+		last := w.control()["fresh_as_of"]
+		w.eventually("a heartbeat is applied", func() bool { return w.control()["fresh_as_of"] != last })
+	}
+	if took := time.Since(began); took > 9*time.Second {
+		t.Errorf("four heartbeats took %v: they do not follow the budget", took)
+	}
+	source.stall.Lock()
+	w.eventually("the new budget is exceeded", func() bool {
+		c := w.condition(address, "lag")
+		return !c.OK && strings.Contains(c.Reason, "the strictest budget is 1s")
+	})
+	source.stall.Unlock()
+	if p.logged("read at start only") > 0 {
+		t.Error("it warns of source settings, and only the classes have changed")
+	}
+	w.writeConfig(reloadMappings("k:{id}", mapsA)) // with a heartbeat of its own
+	w.reconfigure(w.url, source.url)
+	p.reload(reloaded)
+	if p.logged("read at start only") != 1 {
+		t.Error("it does not warn of a heartbeat that needs a restart")
+	}
 	p.stop()
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -102,20 +101,10 @@ const definitionChanged = "a mapped table's definition changed"
 // startHTTP starts the daemon with its status pages, and returns their address.
 func (w *world) startHTTP() (*process, string) {
 	w.t.Helper()
-	path, err := binary()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	p := w.launchBinary(path, "127.0.0.1:0")
+	p := w.launch()
 	w.settle(p)
-	served := regexp.MustCompile(`serving status pages.* address="?([0-9.]+:[0-9]+)`)
 	var address string
-	w.eventually("the daemon serves its status pages", func() bool {
-		if m := served.FindStringSubmatch(p.log.String()); m != nil {
-			address = m[1]
-		}
-		return address != ""
-	})
+	w.eventually("the daemon serves its status pages", func() bool { address = p.address(); return address != "" })
 	return p, address
 }
 

@@ -80,6 +80,40 @@ func TestVersionsMoveForwardOnly(t *testing.T) {
 	p.stop()
 }
 
+// Readers take 0 for a version that is not there. What they cached so must not
+// survive what invalidates whole families.
+func TestWhatWasCachedWithoutAVersionIsRevoked(t *testing.T) {
+	w := newWorld(t, productsSchema, versionedMappings)
+	p := w.start()
+	whole := func(name string, sql ...string) {
+		t.Helper()
+		w.put("t:a:search:0:shoes", "t:b:shelf:s1:0:x", "t:a:other:0:x")
+		w.exec(sql...)
+		w.eventually(name+": the version of all has moved", func() bool { return w.get("top") != "" })
+		w.exec(`SELECT pg_logical_emit_message(true, 'test.after', '')`)
+		w.settle(p)
+		for _, k := range keys("t:a:search:0:shoes", "t:b:shelf:s1:0:x") {
+			if w.cachedNow(k) && w.get("t:"+k[2:3]+":search") == "" {
+				t.Errorf("%s: %s is left, and readers find it", name, k)
+			}
+		}
+		if !w.cachedNow("t:a:other:0:x") {
+			t.Errorf("%s: a key of no family is gone", name)
+		}
+		w.forget()
+	}
+	whole("truncate", `TRUNCATE products`)
+	whole("DDL that the log is silent about", `ALTER TABLE products ALTER id TYPE bigint USING id + 1`)
+	p.stop()
+	w.exec("SELECT pg_drop_replication_slot('" + w.slot + "')")
+	w.put("t:a:search:0:shoes", "t:b:shelf:s1:0:x")
+	p = w.launch()
+	w.eventually("the gap is closed", func() bool { return p.logged("gap closed") > 0 })
+	w.settle(p)
+	w.want("top")
+	p.stop()
+}
+
 // Whole families: a version that holds for all moves, versions of tenants go.
 func TestTruncateRevokesEveryVersion(t *testing.T) {
 	w := newWorld(t, productsSchema, versionedMappings)

@@ -2,6 +2,7 @@ package servertest
 
 import (
 	"context"
+	"crypto/rand"
 	"testing"
 	"time"
 
@@ -30,7 +31,8 @@ func Redis(t testing.TB) *RedisDatabase {
 		func() {
 			defer shared.mu.Unlock() // need ends the test's goroutine when it fails
 			shared.need(t, func(ctx context.Context, dir string) (err error) {
-				shared.redis, err = localserver.StartRedis(ctx, localserver.RedisOptions{Containers: Containers{}, Dir: dir})
+				// With a password, so that whoever prints the URL can be caught.
+				shared.redis, err = localserver.StartRedis(ctx, localserver.RedisOptions{Containers: Containers{}, Dir: dir, Password: "canary-" + rand.Text()})
 				return err
 			})
 		}()

@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/provision"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+)
+
+func newApplyCommand(a *app) *cobra.Command {
+	var f provisionFlags
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "apply --config FILE [--yes]",
+		Short: "Create and change in Postgres what plan shows",
+		Long: `Shows the plan, asks, and does it in the one order that loses nothing: replica
+identities, publication, slot, event trigger. Each step looks first whether it is still
+needed, so after an error the same command goes on where it stopped, and a second run
+finds nothing to do. It drops nothing that it did not make.
+
+ALTER TABLE waits for a lock at most five seconds; the slot waits at most a minute for
+transactions that are open. Run it again when it gives up.
+
+Exits with 0 when all is done or nothing was to do, with 2 when something shows only
+now that could not be seen before (run it again), with 64 without a yes, with 69 when
+the server is not there or busy, with 78 when a right is missing or a person has to
+settle something first.`,
+		Example: `  cdc-invalidator apply --config mappings.yaml
+  cdc-invalidator apply --config mappings.yaml --url '${ADMIN_DATABASE_URL}' --yes
+  cdc-invalidator apply --config mappings.yaml --no-event-trigger`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			conn, desired, err := f.connect(ctx, "apply")
+			if err != nil {
+				return err
+			}
+			defer replication.CloseControl(ctx, conn)
+			st, err := provision.Read(ctx, conn, desired)
+			if err != nil {
+				return err
+			}
+			plan := st.Plan()
+			if err := printPlan(a.stdout, &plan, ""); err != nil {
+				return err
+			}
+			if plan.Nothing() {
+				return nil
+			}
+			if len(plan.Blocked) == 0 && !yes {
+				if err := a.confirm("Do it? Only yes is a yes: "); err != nil {
+					return err
+				}
+			}
+			if err := provision.Apply(ctx, conn, desired, plan, stepProgress{a.stdout}); err != nil {
+				return err
+			}
+			if st, err = provision.Read(ctx, conn, desired); err != nil {
+				return err
+			}
+			if left := st.Plan(); !left.Nothing() {
+				fmt.Fprintf(a.stdout, "Done. What shows only now: %s; run it again.\n", left.Counts())
+				return &ExitError{Code: exitDifferences}
+			}
+			fmt.Fprintln(a.stdout, "Done.")
+			return nil
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+// confirm asks on the terminal. Without one there is nobody to ask.
+func (a *app) confirm(question string) error {
+	in, ok := a.stdin.(*os.File)
+	if ok {
+		info, err := in.Stat()
+		ok = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	if !ok {
+		return usageErrorf("nothing was done: there is no terminal to ask on; look at the plan, and give --yes")
+	}
+	fmt.Fprint(a.stdout, question)
+	answer, err := bufio.NewReader(in).ReadString('\n')
+	if strings.TrimSpace(answer) != "yes" {
+		if err != nil {
+			fmt.Fprintln(a.stdout)
+		}
+		return usageErrorf("nothing was done: the answer was not yes")
+	}
+	return nil
+}
+
+// stepProgress prints a line for each step, with its end when it comes.
+type stepProgress struct{ out io.Writer }
+
+func (p stepProgress) Begin(n, total int, s provision.Step) {
+	fmt.Fprintf(p.out, "%d/%d %s %s ... ", n, total, s.Action.Sign(), s.Title())
+}
+
+func (p stepProgress) End(_ provision.Step, done bool, err error) {
+	switch {
+	case err != nil:
+		fmt.Fprintln(p.out, "failed")
+	case done:
+		fmt.Fprintln(p.out, "done")
+	default:
+		fmt.Fprintln(p.out, "is there already")
+	}
+}

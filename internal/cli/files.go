@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+// loadPlan reads a mappings file for what needs no server, so that the servers'
+// URLs need not be there.
+func loadPlan(path string) (*mapping.Plan, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the mappings: %w", err)
+	}
+	file, err := mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	if err != nil {
+		return nil, err
+	}
+	return mapping.Compile(file)
+}
+
+// printJSON prints what a command's --json is documented to be.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}

@@ -1,0 +1,182 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
+)
+
+// publishTimeout bounds an attempt to publish a state when a session ends.
+const publishTimeout = 3 * time.Second
+
+// announceGap attaches to Redis and publishes a gap there, before a slot is made. Where
+// Redis has no generation nothing was promised, and there is no gap.
+func (d *daemon) announceGap(ctx context.Context, control *pgx.Conn, reason string) error {
+	stored, err := d.attachRedis(ctx)
+	if err != nil {
+		return err
+	}
+	if !stored.Found || stored.Generation == 0 {
+		return nil
+	}
+	// Another daemon may have made the slot before Redis was read, and then the state
+	// is its own. One that makes it later begins a generation, which refuses ours.
+	slot, found, err := replication.ReadSlot(ctx, control, d.file.Source.Slot.Name)
+	if err != nil {
+		return err
+	}
+	if found && !slot.Lost() {
+		return fmt.Errorf("slot %s has just been made by another process", slot.Name)
+	}
+	return d.publish(ctx, stored, reason)
+}
+
+// publishGap is announceGap for a slot that is there, and that this daemon knows to be
+// of no use.
+func (d *daemon) publishGap(ctx context.Context, reason string) error {
+	stored, err := d.attachRedis(ctx)
+	if err != nil || !stored.Found || stored.Generation == 0 {
+		return err
+	}
+	return d.publish(ctx, stored, reason)
+}
+
+func (d *daemon) publish(ctx context.Context, stored sink.Control, reason string) error {
+	d.health.set(conditionGap, false, reason, fixFor(conditionGap))
+	if stored.State == sink.StateGap {
+		return nil
+	}
+	d.log.Warn("publishing a gap before a slot is made", "reason", reason)
+	return d.sink.SetState(ctx, sink.StateGap, reason)
+}
+
+// skipped notes that the server has gone past changes without sending them. A new
+// daemon must know it too, so it is published at once. Where that fails because Redis is
+// away, one that starts anew meets the same notice: nothing behind it is confirmed.
+//
+// For the same reason the slot has to be made anew: it would skip the same changes again.
+func (d *daemon) skipped(ctx context.Context, err error) {
+	d.owed, d.spoilt = "the server skipped changes", true
+	d.log.Error("the server skipped changes: a gap", "error", err)
+	d.health.set(conditionGap, false, d.owed, fixFor(conditionGap))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	if err := d.sink.SetState(ctx, sink.StateGap, d.owed); err != nil {
+		d.log.Warn("the gap is not published yet", "error", err)
+	}
+}
+
+// resume decides whether the stored checkpoint proves that the slot still holds
+// everything which Redis has not got. If so, it returns the position up to which
+// transactions can be skipped. If not, that is a gap: it is published first, then
+// every mapped family is purged, and counting begins anew. resumed says which; if not,
+// the state is to be trusted once the catalogs are stored.
+func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (skip lsn.LSN, resumed bool, err error) {
+	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: encodeEpoch(setup.Epoch)}
+	gap, err := d.gap(ctx, control, setup, stored)
+	if err != nil {
+		return 0, false, err
+	}
+	switch {
+	case gap == "" && stored.Found:
+		d.log.Info("resuming", "slot", setup.Slot.Name, "confirmed", setup.Slot.ConfirmedLSN, "applied", stored.Applied)
+		// A restart that can have lost nothing is not to be judged again by what is set later.
+		if source.Epoch != stored.Source.Epoch {
+			if err := d.sink.SetEpoch(ctx, source.Epoch); err != nil {
+				return 0, false, err
+			}
+		}
+		return stored.Applied, true, d.trust(ctx)
+	case gap == "":
+		if err := d.sink.StartGeneration(ctx, source); err != nil {
+			return 0, false, err
+		}
+		d.log.Warn("first attachment: changes are followed from here on; what was cached before is not known to be fresh",
+			"slot", setup.Slot.Name, "from", setup.Slot.ConfirmedLSN)
+	default:
+		if err := d.purge(ctx, source, gap); err != nil {
+			return 0, false, err
+		}
+	}
+	// Persisted before anything is acknowledged: a slot that was later replaced shows by
+	// a confirmed position above this.
+	at := setup.Slot.ConfirmedLSN
+	return 0, false, d.sink.Checkpoint(ctx, sink.Checkpoint{
+		Position: ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: 0, EndLSN: at}, SystemID: setup.Epoch.SystemID,
+	})
+}
+
+// gap says why it cannot be proved that nothing was lost, or "" when it can.
+func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (string, error) {
+	if d.owed != "" {
+		return d.owed, nil
+	}
+	if !stored.Found || stored.Generation == 0 {
+		if setup.SlotCreated {
+			return "", nil // nothing was promised before
+		}
+		return "Redis has no checkpoint for the slot", nil
+	}
+	switch {
+	case setup.SlotCreated:
+		return "the slot was created anew", nil
+	case stored.State == sink.StateGap:
+		return "the last gap's purge was not finished: " + stored.Reason, nil
+	case stored.Source.SystemID != setup.Epoch.SystemID:
+		return fmt.Sprintf("another cluster: system id %s, was %s", setup.Epoch.SystemID, stored.Source.SystemID), nil
+	case stored.Source.Timeline != setup.Epoch.Timeline:
+		return fmt.Sprintf("timeline %d, was %d", setup.Epoch.Timeline, stored.Source.Timeline), nil
+	case setup.Slot.ConfirmedLSN > max(stored.Applied, stored.End):
+		return fmt.Sprintf("the slot is confirmed up to %s and Redis has applied up to %s only", setup.Slot.ConfirmedLSN, max(stored.Applied, stored.End)), nil
+	}
+	// What is written after a restore from a copy gets positions that were used
+	// before, and would be taken for applied. (Not to be seen any more once the log
+	// has grown past the old end; a restore must give the cluster a new timeline.)
+	end, err := replication.LogEnd(ctx, control)
+	if err != nil {
+		return "", err
+	}
+	if reached := max(stored.Applied, stored.End); end < reached {
+		return fmt.Sprintf("the source was taken back: its log ends at %s, and Redis has applied up to %s", end, reached), nil
+	}
+	// A crash under synchronous_commit = off takes back commits that readers saw,
+	// and sends nothing.
+	if changed, why := epochChanged(stored.Source.Epoch, setup.Epoch); changed {
+		cause, err := replication.LosesCommits(ctx, control)
+		if err != nil {
+			return "", err
+		}
+		if cause != "" {
+			return "the source may have lost commits: " + cause + ", and " + why, nil
+		}
+	}
+	return "", nil
+}
+
+// purge settles a gap.
+func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) error {
+	d.metrics.gaps.Inc()
+	d.health.set(conditionGap, false, reason, fixFor(conditionGap))
+	d.log.Error("gap: invalidations may have been missed; purging every mapped family", "reason", reason)
+	if err := d.sink.SetState(ctx, sink.StateGap, reason); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.Purging)
+	if err := d.sink.StartGeneration(ctx, source); err != nil {
+		return err
+	}
+	if err := d.sink.PurgeAll(ctx, d.plan.Load().Families(), d.purgeProgress); err != nil {
+		return fmt.Errorf("purge after a gap: %w", err)
+	}
+	d.owed = ""
+	d.log.Info("gap closed: every mapped family is purged")
+	return nil
+}

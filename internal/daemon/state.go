@@ -1,0 +1,77 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
+)
+
+const (
+	// stateInterval is how often it is looked whether the state still holds. It is
+	// written only where it does not.
+	stateInterval = 50 * time.Millisecond
+	// stateRetry is the pause after a state could not be written: Redis is away, and
+	// the applier is trying already.
+	stateRetry = time.Second
+)
+
+// trust publishes, at the begin of an attachment, that nothing is missing but what is
+// still to come through the slot.
+func (d *daemon) trust(ctx context.Context) error {
+	d.health.progress(time.Time{})
+	d.published = ""
+	if err := d.setState(ctx); err != nil {
+		return err
+	}
+	d.health.set(conditionGap, true, "", "")
+	return nil
+}
+
+// setState publishes whether the cache is within the strictest budget.
+func (d *daemon) setState(ctx context.Context) error {
+	state, reason := sink.StateOK, d.health.behind()
+	if reason != "" {
+		state = sink.StateCatchingUp
+	}
+	if state == d.published {
+		return nil
+	}
+	d.published = "" // after an error Redis may have it or not: whatever holds then is written
+	if err := d.sink.SetState(ctx, state, reason); err != nil {
+		return err
+	}
+	d.published = state
+	return nil
+}
+
+// keepState publishes the state whenever it changes, until ctx ends. It must have ended
+// before anybody publishes a gap, which it would take back. One who finds that another
+// process has written the state leaves the session: to insist would overwrite what that
+// one says.
+func (d *daemon) keepState(ctx context.Context, leave context.CancelCauseFunc) error {
+	tick := time.NewTicker(stateInterval)
+	defer tick.Stop()
+	var notBefore time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			if now.Before(notBefore) {
+				continue
+			}
+		}
+		err := d.setState(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrNotAttached):
+			leave(err)
+			return nil
+		default:
+			d.log.Debug("the state was not published", "error", err)
+			notBefore = time.Now().Add(stateRetry)
+		}
+	}
+}

@@ -1,0 +1,65 @@
+package replication
+
+import (
+	"context"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+)
+
+// repeatForever calls do at once, at every interval, and whenever it is asked to (which
+// also takes a new interval up), until ctx ends. All calls go over one connection, which is made again after an
+// error; the pauses before that have jitter, and start small again once a call has
+// succeeded. failed is told of each error and of the pause that follows.
+func repeatForever(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), do func(context.Context, *pgx.Conn) error,
+	interval func() time.Duration, asked <-chan struct{}, failed func(err error, next time.Duration)) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval = 200 * time.Millisecond
+	pause.Multiplier = 2
+	pause.MaxInterval = 10 * time.Second
+	for {
+		progress, err := repeat(ctx, connect, do, interval, asked)
+		if ctx.Err() != nil {
+			return
+		}
+		if progress {
+			pause.Reset()
+		}
+		next := pause.NextBackOff()
+		failed(err, next)
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+// repeat is repeatForever up to the first error. progress says whether a call had
+// succeeded by then.
+func repeat(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), do func(context.Context, *pgx.Conn) error,
+	interval func() time.Duration, asked <-chan struct{}) (progress bool, err error) {
+	conn, err := connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer CloseControl(ctx, conn)
+	tick := time.NewTicker(interval())
+	defer tick.Stop()
+	for {
+		if err := do(ctx, conn); err != nil {
+			return progress, err
+		}
+		progress = true
+		select {
+		case <-ctx.Done():
+			return true, ctx.Err()
+		case <-tick.C:
+		case <-asked:
+			tick.Reset(interval())
+		}
+	}
+}

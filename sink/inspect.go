@@ -1,0 +1,203 @@
+package sink
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+// Inspection is what a look at the server found, without a change of any key.
+type Inspection struct {
+	Nodes []NodeInfo
+	// MissingCommands are those of the ACL rule that the user may not run, as they
+	// stand in the rule; MissingKeys the patterns of keys that it may not touch.
+	MissingCommands, MissingKeys []string
+}
+
+// NodeInfo is what a primary says of itself in INFO.
+type NodeInfo struct {
+	Addr             string
+	Product, Version string // Redis or Valkey, and its own version
+	// Compatible is the version of Redis that it stands for.
+	Compatible            string
+	Role                  string
+	MaxMemory, UsedMemory int64
+	Policy                string
+	AOF, SaveFailed       bool
+	LastSave              time.Time
+	UnsavedChanges        int64
+	ReplicaLag            []time.Duration // of each replica that is connected
+	Time                  time.Time       // by its clock
+	AskedAt               time.Time       // by ours, in the middle of the question
+	RoundTrip             time.Duration
+}
+
+// Inspect connects as the sink would, looks, and goes. An error means that there was
+// nothing to look at: it cannot be reached, or refuses the connection.
+func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Family) (Inspection, error) {
+	const op = "inspect"
+	var in Inspection
+	e, err := parseURL(config.URL.Reveal())
+	if err != nil {
+		return in, &Error{Op: op, Kind: KindConfiguration, Err: err}
+	}
+	needed := commandsFor(config)
+	// The rights do not differ by database, and without SELECT no connection to
+	// another one would come about.
+	e.db = 0
+	var login atomic.Pointer[endpoint]
+	login.Store(e)
+	be := newBackend(&login, nil)
+	defer func() { _ = be.close() }() // nothing was written on it
+	clients, err := be.primaries(ctx)
+	if deniedCommand(err) {
+		in.MissingCommands = append(in.MissingCommands, "cluster|slots")
+		return in, nil
+	}
+	if err != nil {
+		return in, wrap(op, "", "", err)
+	}
+	for _, c := range clients {
+		info, err := inspectNode(ctx, c, be.addr(c))
+		switch {
+		case deniedCommand(err):
+		case err != nil:
+			return in, wrap(op, be.addr(c), "", err)
+		default:
+			in.Nodes = append(in.Nodes, info)
+		}
+		if err := in.rights(ctx, c, needed, KeyPatterns(config, families)); err != nil {
+			return in, wrap(op, be.addr(c), "", err)
+		}
+	}
+	return in, nil
+}
+
+func inspectNode(ctx context.Context, c *redis.Client, addr string) (NodeInfo, error) {
+	fields := map[string]string{}
+	began := time.Now()
+	for i, section := range []string{"server", "replication", "memory", "persistence"} {
+		cmd := redis.NewStringCmd(ctx, "info", section)
+		if i == 0 {
+			_ = send(ctx, c, redis.NewStringCmd(ctx, "info", section)) // connects, so that only the next is timed
+			began = time.Now()
+		}
+		if err := send(ctx, c, cmd); err != nil {
+			return NodeInfo{}, err
+		}
+		if i == 0 {
+			fields["asked"] = strconv.FormatInt(int64(time.Since(began)), 10)
+		}
+		for line := range strings.SplitSeq(cmd.Val(), "\n") {
+			if name, value, ok := strings.Cut(strings.TrimRight(line, "\r"), ":"); ok {
+				fields[name] = value
+			}
+		}
+	}
+	number := func(name string) int64 {
+		n, _ := strconv.ParseInt(fields[name], 10, 64) // absent: 0, as if there were none of it
+		return n
+	}
+	n := NodeInfo{
+		Addr: addr, Product: "Redis", Version: fields["redis_version"], Compatible: fields["redis_version"], Role: fields["role"],
+		MaxMemory: number("maxmemory"), UsedMemory: number("used_memory"), Policy: fields["maxmemory_policy"],
+		AOF: fields["aof_enabled"] == "1", SaveFailed: fields["rdb_last_bgsave_status"] == "err",
+		LastSave: time.Unix(number("rdb_last_save_time"), 0), UnsavedChanges: number("rdb_changes_since_last_save"),
+		RoundTrip: time.Duration(number("asked")),
+	}
+	n.AskedAt = began.Add(n.RoundTrip / 2)
+	if v := fields["valkey_version"]; v != "" {
+		n.Product, n.Version = "Valkey", v
+	}
+	if us := number("server_time_usec"); us > 0 {
+		n.Time = time.UnixMicro(us)
+	}
+	for i := range number("connected_slaves") {
+		// slave0:ip=...,port=...,state=online,offset=...,lag=1
+		for part := range strings.SplitSeq(fields["slave"+strconv.FormatInt(i, 10)], ",") {
+			if v, ok := strings.CutPrefix(part, "lag="); ok {
+				seconds, _ := strconv.ParseInt(v, 10, 64)
+				n.ReplicaLag = append(n.ReplicaLag, time.Duration(seconds)*time.Second)
+			}
+		}
+	}
+	return n, nil
+}
+
+// rights tries each command on a key that is not there. Each node has users of its
+// own, and checks rights before it says that a key belongs to another one.
+func (in *Inspection) rights(ctx context.Context, c *redis.Client, needed []command, patterns []string) error {
+	var nonce [12]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return err
+	}
+	absent := func(pattern string) string { return keyOfPattern(pattern, "doctor-"+hex.EncodeToString(nonce[:])) }
+	try := func(args []any) error {
+		cmd := redis.NewCmd(ctx, args...)
+		_ = send(ctx, c, cmd) // the error stands on the command
+		return cmd.Err()
+	}
+	missing := func(list *[]string, name string) {
+		if !slices.Contains(*list, name) {
+			*list = append(*list, name)
+		}
+	}
+	own := absent(patterns[0])
+	unlink := true
+	for _, c := range needed {
+		err := try(c.probe(own))
+		switch {
+		case deniedCommand(err):
+			missing(&in.MissingCommands, c.name)
+			unlink = unlink && c.name != "unlink"
+		case err != nil && replyCode(err) == "" && !errors.Is(err, redis.Nil):
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	if !unlink {
+		return nil // what it may touch cannot be told
+	}
+	for _, p := range patterns {
+		key := absent(p)
+		if deniedKey(try([]any{"unlink", key})) || deniedKey(try([]any{"get", key})) {
+			missing(&in.MissingKeys, p)
+		}
+	}
+	return nil
+}
+
+// keyOfPattern is a key that a glob of KeyPatterns matches.
+func keyOfPattern(pattern, value string) string {
+	var b strings.Builder
+	for i := 0; i < len(pattern); i++ {
+		switch {
+		case pattern[i] == '\\' && i+1 < len(pattern):
+			i++
+			b.WriteByte(pattern[i])
+		case pattern[i] == '*':
+			b.WriteString(value)
+		default:
+			b.WriteByte(pattern[i])
+		}
+	}
+	return b.String()
+}
+
+// A refusal names what is missing in words only, and each version in its own: "no
+// permissions to run the 'get' command" and "no permissions to access ... key".
+func deniedCommand(err error) bool {
+	return replyCode(err) == "NOPERM" && strings.Contains(err.Error(), "to run")
+}
+
+func deniedKey(err error) bool { return replyCode(err) == "NOPERM" && !deniedCommand(err) }

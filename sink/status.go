@@ -1,0 +1,32 @@
+package sink
+
+import (
+	"cmp"
+	"slices"
+)
+
+var serverKindNames = [...]string{standalone: "standalone", sentinel: "sentinel", cluster: "cluster"}
+
+// Kind is what redis.url says: standalone, sentinel or cluster.
+func (r *Redis) Kind() string { return serverKindNames[r.endpoint.kind] }
+
+// Known is the control hash and the primaries as this process last knew them,
+// without asking a server.
+func (r *Redis) Known() (Control, []Identity) {
+	r.shadowMu.Lock()
+	c := r.shadow
+	r.shadowMu.Unlock()
+	return c, r.backend.Load().guard.attached()
+}
+
+// attached lists the primaries that batches may go to, by address.
+func (g *guard) attached() []Identity {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	ids := make([]Identity, 0, len(g.primaries))
+	for addr := range g.primaries {
+		ids = append(ids, g.seen[addr])
+	}
+	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.Addr, b.Addr) })
+	return ids
+}

@@ -1,0 +1,88 @@
+package integration
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+)
+
+// Readers must be able to tell a cache that is up to date from one that is behind, by
+// the state alone.
+func TestStateWhileBehind(t *testing.T) {
+	w := itemsWorld(t, 100)
+	source := newNoticing(t, w)
+	p := w.start()
+	state := func() string { return w.control()["state"] }
+	revision := w.control()["state_revision"]
+	beats := func(n int) {
+		t.Helper()
+		for range n {
+			last := w.control()["fresh_as_of"]
+			w.eventually("a heartbeat is applied", func() bool { return w.control()["fresh_as_of"] != last })
+		}
+	}
+	beats(3)
+	if now := w.control()["state_revision"]; now != revision && state() == "ok" {
+		t.Errorf("the state was written again without a change: %s, was %s", now, revision)
+	}
+
+	source.stall.Lock()
+	w.eventually("the state says that it is behind", func() bool { return state() == "catching_up" })
+	w.update(0, 10)
+	source.stall.Unlock()
+	w.settle(p)
+
+	// Behind from the start.
+	p.kill()
+	source.stall.Lock()
+	p = w.launch()
+	w.eventually("the state says that it is behind", func() bool { return state() == "catching_up" })
+	if p.logged("msg=resuming") == 0 {
+		t.Error("that was not the new daemon")
+	}
+	source.stall.Unlock()
+	w.settle(p)
+	beats(1)
+	p.stop()
+}
+
+// Whatever a library has to say goes through the daemon's own log.
+func TestEveryLineOfTheLogIsOurs(t *testing.T) {
+	pg, rd := servertest.Postgres(t), servertest.PrivateRedis(t, localserver.RedisOptions{})
+	w := newWorldOn(t, pg.URL, rd.URL(), itemsSchema(200), itemsMappings)
+	p := w.start()
+	rd.Kill()
+	w.update(0, 10)
+	w.eventually("the daemon waits for redis", func() bool { return p.logged("waiting for redis") > 0 })
+	w.eventually("the client has said something", func() bool { return p.logged("connection pool") > 0 })
+	p.kill()
+	for line := range strings.Lines(p.log.String()) {
+		if !strings.HasPrefix(line, "time=") {
+			t.Errorf("a line of somebody else: %s", line)
+		}
+	}
+}
+
+// A Redis that hung takes what was sent to it meanwhile, though its sender has given
+// up by then. The state must be what holds now all the same.
+func TestStateAfterRedisHung(t *testing.T) {
+	w, _, rd := privateWorld(t, 10, nil)
+	w.reconfigure("heartbeat: 100ms", "heartbeat: 50ms")
+	p := w.start()
+	const given = "the state was not published"
+	for range 3 {
+		before := p.logged(given)
+		if err := rd.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("the state is given up", func() bool { return p.logged(given) > before })
+		if err := rd.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		w.settle(p)
+	}
+	p.stop()
+}

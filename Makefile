@@ -24,7 +24,7 @@ RUN  ?= .
 # Each package may start servers of its own; two at a time suit two cores.
 PARALLEL ?= 2
 
-.PHONY: help build demo test test-containers test-matrix images setup check bench lint verify clean
+.PHONY: help build demo test test-containers test-matrix images check-packaging compose setup check bench lint verify clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test-matrix: ## the same on each supported pair of versions, for a nightly run (
 
 images: ## build the local container images from Debian's packages, for where no registry answers
 	@docker/images.sh build
+
+compose: ## start docker/compose.yaml, see it invalidate (ARGS=down removes it)
+	@docker/up.sh $(ARGS)
+
+check-packaging: ## check Prometheus rules, systemd unit, Helm chart and release configuration
+	@scripts/check-packaging.sh
 
 check: # format and vet: what must be right before a test is worth its time
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' 2>/dev/null || find . -name '*.go')); \

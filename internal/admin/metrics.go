@@ -30,3 +30,6 @@ func (c *conditionCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, v, cond.Name)
 	}
 }
+
+// DescribeConditions sends the description of the metric that shows the conditions.
+func DescribeConditions(ch chan<- *prometheus.Desc) { newConditionCollector(nil).Describe(ch) }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -53,6 +54,15 @@ type earlyConn struct {
 	waiting atomic.Int32
 }
 
+// drop closes a connection at once. TLS would say goodbye first, which waits for
+// seconds where the peer has stopped reading.
+func drop(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	_ = c.Close() // it is given up, whatever that says
+}
+
 // NewEarly returns an Early; Run connects it.
 func (r *Redis) NewEarly() *Early {
 	return &Early{r: r, buf: make([]byte, commandHead, commandHead+earlyBytes)}
@@ -97,7 +107,7 @@ func (e *Early) Flush() {
 	}
 	if err != nil {
 		e.conn.CompareAndSwap(c, nil)
-		c.Close() // Run finds out, and counts it
+		drop(c.Conn) // Run finds out, and counts it
 		return
 	}
 	e.r.metrics.early.Add(float64(keys))
@@ -132,8 +142,8 @@ func (e *Early) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer func() { stop(); conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { drop(conn) })
+	defer func() { stop(); drop(conn) }()
 	answers := bufio.NewReaderSize(conn, 512)
 	if err := e.greet(be, conn, answers); err != nil {
 		return err

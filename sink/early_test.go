@@ -2,8 +2,11 @@ package sink
 
 import (
 	"context"
+	"crypto/tls"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/redis/go-redis/v9"
@@ -132,4 +135,41 @@ func TestEarlyIsRefused(t *testing.T) {
 	e.Add([]byte("a"))
 	e.Flush()
 	eventually(t, "the connection to end", func() bool { return e.conn.Load() != first && testutil.ToFloat64(r.metrics.earlyFailed) > 0 })
+}
+
+// A peer that has stopped reading while more is under way than the kernel takes is
+// given up within the time of one write, goodbyes of TLS included.
+func TestEarlyGivesUpAtOnce(t *testing.T) {
+	cert, _ := certificate(t)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	shaken := make(chan net.Conn, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil && c.(*tls.Conn).HandshakeContext(t.Context()) == nil {
+			shaken <- c // and never reads
+		}
+	}()
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { (<-shaken).Close() }()
+	s, _ := server(t)
+	e := attached(t, s.URL()).NewEarly()
+	e.conn.Store(&earlyConn{Conn: c})
+	began := time.Now()
+	for n := 0; e.Add(make([]byte, earlyBytes-commandHead-16)); n++ {
+		e.conn.Load().waiting.Store(0) // whatever the kernel takes
+		began = time.Now()
+		e.Flush()
+		if n == 10_000 {
+			t.Fatal("nothing ever waits")
+		}
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("it took %s to give up", took)
+	}
 }

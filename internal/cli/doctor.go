@@ -67,7 +67,7 @@ for a faulty file.`,
 			report := doctor.Run(cmd.Context(), doctor.Options{File: file, Plan: plan, Progress: progress.show})
 			progress.clear()
 			if asJSON {
-				err = printJSON(a.stdout, report)
+				err = a.printJSON(report)
 			} else {
 				err = printReport(a.stdout, report, quiet)
 			}
@@ -95,7 +95,7 @@ for a faulty file.`,
 
 func (a *app) printGrants(g doctor.Grants, asJSON bool) error {
 	if asJSON {
-		return printJSON(a.stdout, g)
+		return a.printJSON(g)
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s\n\n-- In redis-cli, as an administrator, on every node; then ACL SAVE, or CONFIG REWRITE.\n%s\n", g.Postgres, g.Redis)
 	return err

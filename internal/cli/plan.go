@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -68,7 +67,7 @@ server is not there, with 78 for a faulty file.`,
 			}
 			plan := st.Plan()
 			if asJSON {
-				err = printJSON(a.stdout, planned{f.config, plan})
+				err = a.printJSON(planned{f.config, plan})
 			} else {
 				err = printPlan(a.stdout, &plan, f.hint(&plan))
 			}
@@ -175,10 +174,3 @@ func writeStep(b *strings.Builder, s provision.Step) {
 }
 
 func indentBy(s, by string) string { return by + strings.ReplaceAll(s, "\n", "\n"+by) }
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}

@@ -40,7 +40,7 @@ func fixFor(condition string) string {
 	case conditionMappings:
 		return "correct the file and reload again; the mappings from before are in force"
 	case conditionLag:
-		return "see which side is slow: cdc_invalidator_queue_* and the walsender's CPU; the budget is the strictest class's staleness"
+		return "see which side is slow: cdc_invalidator_queue_full_total and the walsender's CPU; the budget is the strictest class's staleness"
 	}
 	return ""
 }

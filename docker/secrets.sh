@@ -19,9 +19,10 @@ make() {
 stored() { cat "secrets/$1"; }
 
 redis_acl() {
-  # The application's user may do everything, the daemon's what docs/operations.md lists.
+  # The application's user may do everything, the daemon's what
+  # `cdc-invalidator doctor --print-grants` says of mappings.yaml.
   echo "user default on >$(stored redis_password) ~* &* +@all"
-  echo "user invalidator on >$(stored redis_invalidator_password) ~t:* ~page:* ~stock:* ~cart:* ~inv:* +unlink +evalsha +script|load +get +set +hget +hset +hmget +hgetall +persist +scan +info +ping +hello +select"
+  echo "user invalidator reset on >$(stored redis_invalidator_password) ~inv:* ~cart:* ~page:* ~stock:* ~t:*:search ~t:*:user-by-email:* ~t:*:user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist"
 }
 
 make postgres_password password

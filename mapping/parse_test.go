@@ -190,6 +190,17 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestURLsOfSockets(t *testing.T) {
+	for url, good := range map[string]bool{
+		"unix:///run/redis.sock": true, "unix://:secret@/run/redis.sock?db=1": true, "unix://inv:s%40@/run/redis.sock": true,
+		"unix://run/redis.sock": false, "unix://:secret@run/redis.sock": false, "unix://:secret@": false,
+	} {
+		if problem := redisURLProblem(url); (problem == "") != good {
+			t.Errorf("%s: %q", url, problem)
+		}
+	}
+}
+
 // A file is checked where it was written, which is not where its variables are.
 func TestAllowUnsetIsForTheURLsOnly(t *testing.T) {
 	data := []byte("version: 1\nsource: {url: \"${DATABASE_URL}\", region: \"${REGION}\"}\nredis: {url: \"${file:/run/secrets/redis}\"}\n" +

@@ -177,7 +177,7 @@ func redisURLProblem(u string) string {
 	switch {
 	case strings.ContainsAny(rest, " \t\r\n"):
 		return "the URL has white space in it"
-	case scheme == "unix" && (host != "" || path == ""):
+	case scheme == "unix" && (host[strings.LastIndexByte(host, '@')+1:] != "" || path == ""):
 		return "the URL of a socket is unix:///path/to/socket, with three slashes"
 	case scheme != "unix" && strings.Trim(host[strings.LastIndexByte(host, '@')+1:], ",") == "":
 		return "the URL names no host"

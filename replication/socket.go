@@ -26,7 +26,10 @@ type socket struct {
 	local, remote net.Addr
 	wake          [2]int // a pipe: a byte in it interrupts a waiting Read
 
-	readBy, writeBy atomic.Int64 // deadlines in Unix nanoseconds, 0 for none
+	// Deadlines in nanoseconds after began, 0 for none: a clock that is set must neither
+	// end a wait nor prolong it.
+	readBy, writeBy atomic.Int64
+	began           time.Time
 
 	using  sync.RWMutex // held shared while fd is in use, so that its number is not reused
 	closed atomic.Bool
@@ -48,7 +51,7 @@ func newSocket(c net.Conn) (_ *socket, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{fd: -1, local: c.LocalAddr(), remote: c.RemoteAddr()}
+	s := &socket{fd: -1, local: c.LocalAddr(), remote: c.RemoteAddr(), began: time.Now()}
 	if cerr := raw.Control(func(fd uintptr) { s.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil {
 		return nil, cerr
 	}
@@ -77,7 +80,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		switch {
 		case s.closed.Load():
 			return 0, net.ErrClosed
-		case passed(s.readBy.Load()):
+		case s.passed(s.readBy.Load()):
 			return 0, os.ErrDeadlineExceeded
 		}
 		n, err := unix.Read(s.fd, p)
@@ -92,7 +95,7 @@ func (s *socket) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}, {Fd: int32(s.wake[0]), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, pollTimeout(s.readBy.Load())); err != nil && err != unix.EINTR {
+		if _, err := unix.Poll(fds, s.pollTimeout(s.readBy.Load())); err != nil && err != unix.EINTR {
 			return 0, os.NewSyscallError("poll", err)
 		}
 		if fds[1].Revents != 0 {
@@ -129,7 +132,7 @@ func (s *socket) Write(p []byte) (n int, err error) {
 		switch {
 		case s.closed.Load():
 			return n, net.ErrClosed
-		case passed(s.writeBy.Load()):
+		case s.passed(s.writeBy.Load()):
 			return n, os.ErrDeadlineExceeded
 		}
 		m, err := unix.Write(s.fd, p[n:])
@@ -170,7 +173,8 @@ func (s *socket) SetDeadline(t time.Time) error {
 
 // SetReadDeadline implements net.Conn. A Read that waits obeys it at once.
 func (s *socket) SetReadDeadline(t time.Time) error {
-	before, now := s.readBy.Swap(deadline(t)), deadline(t)
+	now := s.deadline(t)
+	before := s.readBy.Swap(now)
 	if now != 0 && (before == 0 || now < before) { // a later one is noticed when the earlier has passed
 		s.using.RLock()
 		defer s.using.RUnlock()
@@ -183,7 +187,7 @@ func (s *socket) SetReadDeadline(t time.Time) error {
 
 // SetWriteDeadline implements net.Conn.
 func (s *socket) SetWriteDeadline(t time.Time) error {
-	s.writeBy.Store(deadline(t))
+	s.writeBy.Store(s.deadline(t))
 	return nil
 }
 
@@ -196,21 +200,23 @@ func (s *socket) RemoteAddr() net.Addr { return s.remote }
 // interrupt makes a waiting Read look again. A full pipe is as good.
 func (s *socket) interrupt() { _, _ = unix.Write(s.wake[1], []byte{0}) }
 
-func deadline(t time.Time) int64 {
+func (s *socket) deadline(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
-	return t.UnixNano()
+	return max(1, int64(t.Sub(s.began)))
 }
 
-func passed(deadline int64) bool { return deadline != 0 && time.Now().UnixNano() >= deadline }
+func (s *socket) passed(deadline int64) bool {
+	return deadline != 0 && int64(time.Since(s.began)) >= deadline
+}
 
 // pollTimeout is the time until the deadline in milliseconds, rounded up; -1
 // without one.
-func pollTimeout(deadline int64) int {
+func (s *socket) pollTimeout(deadline int64) int {
 	if deadline == 0 {
 		return -1
 	}
-	left := time.Until(time.Unix(0, deadline))
+	left := time.Duration(deadline) - time.Since(s.began)
 	return int(max(0, min(left, time.Hour)+time.Millisecond-1) / time.Millisecond)
 }

@@ -40,8 +40,11 @@ type HeartbeatOptions struct {
 	// StaleAfter is after how long without a heartbeat of ours coming back the
 	// status says so; at least 10 intervals, 10 s by default.
 	StaleAfter time.Duration
-	Logger     *slog.Logger
-	Metrics    *ControlMetrics // may be nil
+	// OnTime is told with each heartbeat what the source's clock said between two
+	// moments of ours. May be nil.
+	OnTime  func(theirs, asked, answered time.Time)
+	Logger  *slog.Logger
+	Metrics *ControlMetrics // may be nil
 }
 
 // Heartbeat commits a small logical message at a steady pace, so that an idle
@@ -142,13 +145,18 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 	// so whatever was visible by then lies before it in the log. It travels in the
 	// message because the message may well be back before this statement's answer.
 	var at string
+	var theirs time.Time
+	asked := time.Now()
 	err := conn.QueryRow(ctx, `
-		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)::text`,
-		HeartbeatPrefix, string(content)).Scan(&at)
+		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)::text, clock_timestamp()`,
+		HeartbeatPrefix, string(content)).Scan(&at, &theirs)
 	if err != nil {
 		return serverError("send a heartbeat", err, "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO <the role>;")
 	}
 	h.o.Metrics.heartbeatSent.Inc()
+	if h.o.OnTime != nil {
+		h.o.OnTime(theirs, asked, time.Now())
+	}
 	if end, err := lsn.Parse(at); err == nil {
 		h.logEnd.Store(uint64(end))
 	}

@@ -262,3 +262,22 @@ func FuzzHeartbeatObserve(f *testing.F) {
 		}
 	})
 }
+
+// A clock may be set while a session lasts, so each heartbeat tells the source's.
+func TestHeartbeatTellsTheSourcesTime(t *testing.T) {
+	db, _, _ := heartbeatSlot(t)
+	told := make(chan [3]time.Time)
+	ctx := t.Context()
+	startHeartbeat(t, db.URL, HeartbeatOptions{Interval: time.Millisecond, OnTime: func(theirs, asked, answered time.Time) {
+		select {
+		case told <- [3]time.Time{asked, theirs, answered}:
+		case <-ctx.Done():
+		}
+	}})
+	for range 2 {
+		at := <-told
+		if at[1].Before(at[0].Add(-time.Millisecond)) || at[1].After(at[2].Add(time.Millisecond)) {
+			t.Errorf("asked at %v, told %v, answered at %v", at[0], at[1], at[2])
+		}
+	}
+}

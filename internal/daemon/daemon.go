@@ -162,6 +162,7 @@ func newDaemon(o Options) (*daemon, error) {
 	}
 	d.heartbeat = replication.NewHeartbeat(replication.HeartbeatOptions{
 		Connect:  d.connectFor("heartbeat"),
+		OnTime:   d.noteClock,
 		Interval: file.Source.Heartbeat,
 		Logger:   o.Logger,
 		Metrics:  d.metrics.control,

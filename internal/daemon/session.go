@@ -17,8 +17,9 @@ import (
 )
 
 // drainTimeout bounds the end of a session that was asked to stop: what is queued
-// is applied and confirmed within it, or left to the next start.
-const drainTimeout = 10 * time.Second
+// is applied and confirmed within it, or left to the next start. Container runtimes kill
+// after 10 s.
+const drainTimeout = 7 * time.Second
 
 // attachForever runs one session after another until ctx ends. Until the first
 // one has streamed, an error that only a person can mend ends it.

@@ -30,20 +30,25 @@ func (d *daemon) connectFor(purpose string) func(context.Context) (*pgx.Conn, er
 }
 
 // measureClock notes how far the database's clock is from ours, so that commit
-// times can be compared with now.
+// times can be compared with now; each heartbeat does it again, since clocks are set.
 func (d *daemon) measureClock(ctx context.Context, conn *pgx.Conn) error {
 	var theirs time.Time
 	before := time.Now()
 	if err := conn.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&theirs); err != nil {
 		return fmt.Errorf("ask for the source's time: %w", err)
 	}
-	after := time.Now()
-	offset := theirs.Sub(before.Add(after.Sub(before) / 2))
-	if offset.Abs() < after.Sub(before) {
+	d.noteClock(theirs, before, time.Now())
+	return nil
+}
+
+// noteClock takes what the database's clock said between two moments of ours.
+func (d *daemon) noteClock(theirs, asked, answered time.Time) {
+	took := answered.Sub(asked)
+	offset := theirs.Sub(asked.Add(took / 2))
+	if offset.Abs() < took {
 		offset = 0 // within what the question itself took
 	}
 	d.clockOffset.Store(int64(offset))
-	return nil
 }
 
 // findings tells of what widens, once a session.

@@ -8,14 +8,18 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
-// loadPlan reads a mappings file for what needs no server, so that the servers'
-// URLs need not be there.
-func loadPlan(path string) (*mapping.Plan, error) {
+// loadOffline reads a mappings file whose URLs need not be there.
+func loadOffline(path string) (*mapping.File, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the mappings: %w", err)
 	}
-	file, err := mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	return mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+}
+
+// loadPlan is loadOffline for what needs no server.
+func loadPlan(path string) (*mapping.Plan, error) {
+	file, err := loadOffline(path)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -122,11 +121,7 @@ func (a *app) printTapSummary(sum tap.Summary, asJSON bool) error {
 // loadForSource reads a file for a command that needs the source and not Redis,
 // whose URL need not be there.
 func loadForSource(path string) (*mapping.File, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the mappings: %w", err)
-	}
-	file, err := mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	file, err := loadOffline(path)
 	if err != nil {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func ACLRule(user string, config mapping.Redis, families []*mapping.Family) stri
 
 // RedisCLIWord quotes a word where redis-cli would not read it as it stands.
 func RedisCLIWord(w string) string {
-	if !strings.ContainsAny(w, `"'\`) {
+	if w != "" && !strings.ContainsAny(w, " \t\"'\\") {
 		return w
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(w) + `"`

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -63,6 +64,7 @@ for a faulty file.`,
 			if grants {
 				return a.printGrants(doctor.NewGrants(file, plan, role, redisUser), asJSON)
 			}
+			logRedisTo(slog.New(slog.DiscardHandler)) // what it has to say is in the report
 			progress := progressLine{out: a.stderr, on: isTerminal(a.stderr)}
 			report := doctor.Run(cmd.Context(), doctor.Options{File: file, Plan: plan, Progress: progress.show})
 			progress.clear()

@@ -71,7 +71,7 @@ func exitCode(err error) int {
 		case sink.KindUnavailable:
 			return exitUnavailable
 		}
-	case errors.As(err, &path):
+	case errors.As(err, &path) && path.Op != "write": // a full disk is no fault of the configuration
 		return exitConfig // the mappings file, or one that it names, cannot be read
 	}
 	return exitFailed

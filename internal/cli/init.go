@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -130,11 +131,17 @@ func initSummary(output string, r scaffold.Result) string {
 	if len(r.LeftOut) > 0 {
 		b.WriteString("left out, commented in the file:\n")
 		for _, l := range r.LeftOut {
-			fmt.Fprintf(&b, "  %s: %s\n", l.Table, l.Reason)
+			fmt.Fprintf(&b, "  %s: %s\n", strings.ReplaceAll(l.Table, "\n", " "), l.Reason)
 		}
 	}
 	if len(r.Wide) > 0 {
 		fmt.Fprintf(&b, "need another replica identity to be exact, see the file: %s\n", strings.Join(r.Wide, ", "))
 	}
-	return b.String()
+	// Names come from the database: none of them writes to the terminal by itself.
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' {
+			return r
+		}
+		return ' '
+	}, b.String())
 }

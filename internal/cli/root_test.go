@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/scaffold"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
@@ -128,6 +129,7 @@ func TestExitCodes(t *testing.T) {
 		{usageErrorf("--x: no such x"), exitUsage, "cdc-invalidator: --x: no such x\nRun"},
 		{mapping.Faults{{File: "m.yaml", Line: 3, Col: 5, Message: "unknown field"}}, exitConfig, "cdc-invalidator: "},
 		{fmt.Errorf("open: %w", &fs.PathError{Op: "open", Path: "m.yaml", Err: fs.ErrNotExist}), exitConfig, "cdc-invalidator: "},
+		{&fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}, exitFailed, "cdc-invalidator: "},
 		{fmt.Errorf("start: %w", config), exitConfig, "cdc-invalidator: start: check the source: wal_level is replica\n  fix: ALTER SYSTEM ..."},
 		{fmt.Errorf("start: %w", away), exitUnavailable, "cdc-invalidator: "}, // a Unix socket that is not there is a server that is away
 		{errors.Join(away, config), exitConfig, "cdc-invalidator: "},
@@ -150,5 +152,13 @@ func TestExitCodes(t *testing.T) {
 		if !strings.HasPrefix(errOut.String(), tc.wantStderr) || tc.wantStderr == "" && errOut.Len() > 0 {
 			t.Errorf("%v: stderr %q, want %q", tc.err, errOut.String(), tc.wantStderr)
 		}
+	}
+}
+
+// A table's name does not reach the terminal as a command to it, nor as a line of its own.
+func TestInitSummaryIsPrintable(t *testing.T) {
+	got := initSummary("m.yaml", scaffold.Result{LeftOut: []scaffold.LeftOut{{Table: "public.a\x1b[31m\nb", Reason: "no key"}}})
+	if want := "m.yaml: 0 families\nleft out, commented in the file:\n  public.a [31m b: no key\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -118,9 +118,9 @@ func (x *examination) rights(in sink.Inspection) {
 	}
 	user := x.redisUser()
 	for _, c := range in.MissingCommands {
-		x.redis.add(Check{Code: "redis_acl", Severity: Fatal, Subject: "+" + c, Message: "the user may not run " + strings.ReplaceAll(c, "|", " "), FixKind: RedisCLI, Fix: "ACL SETUSER " + user + " +" + c})
+		x.redis.add(Check{Code: "redis_acl", Severity: Fatal, Subject: "+" + c, Message: "the user may not run " + strings.ReplaceAll(c, "|", " "), FixKind: RedisCLI, Fix: "ACL SETUSER " + sink.RedisCLIWord(user) + " +" + c})
 	}
 	for _, p := range in.MissingKeys {
-		x.redis.add(Check{Code: "redis_acl_keys", Severity: Fatal, Subject: "~" + p, Message: "the user may not read and write the keys " + p, FixKind: RedisCLI, Fix: "ACL SETUSER " + user + " " + sink.RedisCLIWord("~"+p)})
+		x.redis.add(Check{Code: "redis_acl_keys", Severity: Fatal, Subject: "~" + p, Message: "the user may not read and write the keys " + p, FixKind: RedisCLI, Fix: "ACL SETUSER " + sink.RedisCLIWord(user) + " " + sink.RedisCLIWord("~"+p)})
 	}
 }

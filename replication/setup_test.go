@@ -536,3 +536,17 @@ func TestSetupDoesNotHangOnALock(t *testing.T) {
 		t.Errorf("%T: %v", err, err)
 	}
 }
+
+// A table that is gone is in no publication, and to add it there is no way to mend that.
+func TestMissingTableIsReportedOnce(t *testing.T) {
+	db := servertest.Postgres(t)
+	db.Exec(t, "CREATE TABLE here (id int PRIMARY KEY)", "CREATE PUBLICATION pub FOR TABLE here")
+	tables := []mapping.TableUse{{Schema: "public", Table: "here"}, {Schema: "public", Table: "gone"}}
+	findings, err := checkTables(t.Context(), controlConn(t, db.URL), "pub", tables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(findings) != 1 || findings[0].Code != "table_missing" || findings[0].Table != "gone" {
+		t.Errorf("findings: %+v", findings)
+	}
+}

@@ -13,6 +13,11 @@ type Family struct {
 	TenantVar string // "" when the family has no tenants
 	TTL       time.Duration
 	Versioned bool
+	// Soft says that an invalidation marks a value as stale instead of removing it:
+	// it may be served until StaleFor after its row's change.
+	Soft        bool
+	StaleFor    time.Duration
+	NegativeTTL time.Duration // how long readers remember that there is no row; 0 for not at all
 
 	key     *Template
 	version *Template // nil unless Versioned

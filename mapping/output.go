@@ -7,10 +7,12 @@ type Op uint8
 
 // The operations.
 const (
-	OpDelete  Op = iota + 1 // remove Key
-	OpAdvance               // move the version key Key forward to the change's commit
-	OpPurge                 // remove the whole family, or all of one tenant in it
-	OpLookup                // ask the source which keys, after the gate
+	OpDelete     Op = iota + 1 // remove Key
+	OpAdvance                  // move the version key Key forward to the change's commit
+	OpPurge                    // remove the whole family, or all of one tenant in it
+	OpLookup                   // ask the source which keys, after the gate
+	OpSoft                     // mark Key as stale; it may be served for its family's StaleFor
+	OpDependents               // make everything stale that readers registered as depending on the entity Key
 )
 
 func (o Op) String() string {
@@ -23,6 +25,10 @@ func (o Op) String() string {
 		return "purge"
 	case OpLookup:
 		return "lookup"
+	case OpSoft:
+		return "soft"
+	case OpDependents:
+		return "dependents"
 	}
 	return "none"
 }

@@ -132,9 +132,6 @@ func newDaemon(o Options) (*daemon, error) {
 			return nil, err
 		}
 	}
-	if faults := file.NotInForce(); len(faults) > 0 {
-		return nil, faults
-	}
 	plan, err := mapping.Compile(file)
 	if err != nil {
 		return nil, err

@@ -62,8 +62,12 @@ type Report struct {
 	Committed    int64 // transactions of the writers
 	Undone       int64
 	Reads        int64
-	Hits         int64
+	Misses       int64
+	Loads        int64
 	Refused      int64 // fills of old values that the lease stopped
+
+	Checked, CheckedStale               int // reads compared with the row's past, see check
+	ControlChecked, ControlCheckedStale int
 
 	Cached, Stale               int    // with invalidation
 	ControlCached, ControlStale int    // the same entries without
@@ -72,7 +76,9 @@ type Report struct {
 }
 
 // OK says whether the run proves what it is to prove.
-func (r *Report) OK() bool { return r.Cached > 0 && r.Stale == 0 && r.Unknown == 0 }
+func (r *Report) OK() bool {
+	return r.Cached > 0 && r.Stale == 0 && r.Unknown == 0 && r.Checked > 0 && r.CheckedStale == 0
+}
 
 func (d *demo) report(ctx context.Context, conn *pgx.Conn, worked time.Duration) (*Report, error) {
 	d.progress.update("Comparing every cached value with its row")
@@ -92,7 +98,9 @@ func (d *demo) report(ctx context.Context, conn *pgx.Conn, worked time.Duration)
 	r := &Report{
 		Worked:    worked,
 		Committed: d.writes.committed.Load(), Undone: d.writes.undone.Load(),
-		Reads: d.reads.total.Load(), Hits: d.reads.hits.Load(), Refused: d.reads.refused.Load(),
+		Reads: d.reads.total.Load(), Loads: d.reads.loads.Load(),
+		Checked: d.checked.reads, CheckedStale: d.checked.stale,
+		ControlChecked: d.checked.controlReads, ControlCheckedStale: d.checked.controlStale,
 		Cached: with.cached, Stale: with.stale, Example: with.example,
 		ControlCached: without.cached, ControlStale: without.stale,
 		Unknown: unknown,

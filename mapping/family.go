@@ -18,6 +18,9 @@ type Family struct {
 	Soft        bool
 	StaleFor    time.Duration
 	NegativeTTL time.Duration // how long readers remember that there is no row; 0 for not at all
+	// Entity is set of what stands for the dependents of an entity instead of for keys
+	// of its own. Its template is that of the entity's name.
+	Entity *Entity
 
 	key     *Template
 	version *Template // nil unless Versioned

@@ -41,6 +41,16 @@ func commands() []command {
 		{"hset", always, func(key string) []any { return []any{"hset", key, "a", "b", "c"} }}, // a value is missing
 		{"hgetall", always, func(key string) []any { return []any{"hgetall", key} }},
 		{"persist", always, func(key string) []any { return []any{"persist", key} }},
+		// Scripts for soft invalidation and dependents.
+		{"time", always, func(string) []any { return []any{"time"} }},
+		{"getrange", always, func(key string) []any { return []any{"getrange", key, 0, 0} }},
+		{"setrange", always, func(key string) []any { return []any{"setrange", key, -1, ""} }}, // out of range
+		{"pttl", always, func(key string) []any { return []any{"pttl", key} }},
+		{"pexpire", always, func(key string) []any { return []any{"pexpire", key, "soon"} }}, // not a number
+		{"zrevrange", always, func(key string) []any { return []any{"zrevrange", key, 0, 0} }},
+		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
+		{"zscore", always, func(key string) []any { return []any{"zscore", key, ""} }},
+		{"zrem", always, func(key string) []any { return []any{"zrem", key, ""} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},
 		{"cluster|nodes", inCluster, func(string) []any { return []any{"cluster", "nodes"} }},

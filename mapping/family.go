@@ -45,6 +45,9 @@ func (f *Family) Pattern(tenant []byte) string {
 	return f.target().Pattern(values)
 }
 
+// DataPattern is a glob for the family's data keys, under any version.
+func (f *Family) DataPattern() string { return f.key.Pattern(nil) }
+
 // AbsentPattern is a SCAN glob for the data keys of a versioned family as readers
 // name them while there is no version key: no version key that moves revokes those.
 func (f *Family) AbsentPattern(tenant []byte) string {

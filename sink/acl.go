@@ -78,13 +78,13 @@ func commandsFor(config mapping.Redis) []command {
 
 // KeyPatterns are globs of the keys that the sink reads and writes: its own, and
 // what the families' invalidations name. Of a versioned family that is also what readers
-// cached while there was no version key, which a purge removes.
+// cached: under no version, which a purge removes, and as the dependents of an entity.
 func KeyPatterns(config mapping.Redis, families []*mapping.Family) []string {
 	patterns := []string{ownPattern(config)}
 	for _, f := range families {
 		patterns = append(patterns, f.Pattern(nil))
 		if f.Versioned {
-			patterns = append(patterns, f.AbsentPattern(nil))
+			patterns = append(patterns, f.DataPattern())
 		}
 	}
 	slices.Sort(patterns[1:])

@@ -143,8 +143,9 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 }
 
 // neededRights is the rule that docs/operations.md gives.
-const neededRights = "resetkeys ~t:* ~top ~top:0:* ~inv:* resetchannels -@all " +
-	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +flushdb"
+const neededRights = "resetkeys ~t:* ~top ~top:*:* ~page:* ~kept:* ~inv:* resetchannels -@all " +
+	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist" +
+	" +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +select +flushdb"
 
 // clusterRights come on top of them in a cluster.
 const clusterRights = "+cluster|slots +cluster|nodes +asking"

@@ -38,7 +38,7 @@ func TestACLRule(t *testing.T) {
 		if got := granted(rule); !slices.Equal(got, granted(want)) {
 			t.Errorf("%s: %q, want %q", url, got, granted(want))
 		}
-		if !strings.HasPrefix(rule, "ACL SETUSER u reset on >PASSWORD ~inv:* ~t:*:search ~t:*:search:0:* ~t:*:shelf:* ~t:*:shelf:*:0:* ~t:*:user:* ~t:*:usher:* ~top ~top:0:* +") {
+		if !strings.HasPrefix(rule, "ACL SETUSER u reset on >PASSWORD ~inv:* ~kept:* ~page:* ~t:*:search ~t:*:search:*:* ~t:*:shelf:* ~t:*:shelf:*:*:* ~t:*:user:* ~t:*:usher:* ~top ~top:*:* +") {
 			t.Errorf("%s: %s", url, rule)
 		}
 	}

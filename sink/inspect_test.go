@@ -98,8 +98,8 @@ func TestInspect(t *testing.T) {
 				setUser(one, rights...)
 			}
 		}
-		setUser(one, "resetkeys", "~t:*:user:*", "~inv:*", "~t:*:search", "~t:*:search:0:*", "~t:*:shelf:*")
-		expect("one family", nil, []string{"t:*:usher:*", "top", "top:0:*"})
+		setUser(one, "resetkeys", "~t:*:user:*", "~inv:*", "~t:*:search", "~t:*:search:*:*", "~t:*:shelf:*")
+		expect("one family", nil, []string{"kept:*", "page:*", "t:*:usher:*", "top", "top:*:*"})
 		setUser(one, rights...)
 		for _, n := range tc.clients {
 			if keys, err := n.DBSize(t.Context()).Result(); err != nil || keys != 0 {

@@ -32,6 +32,7 @@ for i, key in ipairs(KEYS) do
     local left = redis.call('PTTL', key)
     local written = redis.pcall('SETRANGE', key, 5, '0000000000000000000000000000000000000000' .. stale)
     done = type(written) == 'number'
+    if not done and not string.find(written.err, 'OOM', 1, true) then return written end
     if done and (left < 0 or left > keep) then redis.call('PEXPIRE', key, keep) end
     if done then marked = marked + 1 end
   end

@@ -35,12 +35,3 @@ func TestAppendKey(t *testing.T) {
 		t.Errorf("error %v, want that of the value", err)
 	}
 }
-
-func mustTemplate(t *testing.T, s string) *Template {
-	t.Helper()
-	tmpl, err := ParseTemplate(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tmpl
-}

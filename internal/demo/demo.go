@@ -71,7 +71,9 @@ type demo struct {
 	writes  writes
 	reads   reads
 	checked checked
-	latency *latency
+	// missesBefore are those of the first filling.
+	missesBefore int64
+	latency      *latency
 }
 
 func (d *demo) onClose(f func() error) { d.closers = append(d.closers, f) }
@@ -158,6 +160,7 @@ func (d *demo) start(ctx context.Context) error {
 	}
 	d.reads.total.Store(0)
 	d.reads.loads.Store(0)
+	d.missesBefore = d.counted("cache_reads_total", "miss")
 	d.progress.say("A shop of %d users, %d products and %d sellers; %s values in the cache", users, products, sellers, group(int64(len(d.entries))))
 	d.progress.say("Ready after %.1f s. Writers change rows, readers read through the cache", time.Since(began).Seconds())
 	return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cdc-invalidator/cdc-invalidator/cache"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/daemon"
@@ -153,10 +154,8 @@ func (d *demo) start(ctx context.Context) error {
 		return interrupted(ctx, err)
 	}
 	d.progress.update("Filling the cache")
-	for _, e := range d.entries {
-		if err := d.readBoth(ctx, e, conn); err != nil {
-			return interrupted(ctx, err)
-		}
+	if err := d.warm(ctx); err != nil {
+		return interrupted(ctx, err)
 	}
 	d.reads.total.Store(0)
 	d.reads.loads.Store(0)
@@ -164,6 +163,26 @@ func (d *demo) start(ctx context.Context) error {
 	d.progress.say("A shop of %d users, %d products and %d sellers; %s values in the cache", users, products, sellers, group(int64(len(d.entries))))
 	d.progress.say("Ready after %.1f s. Writers change rows, readers read through the cache", time.Since(began).Seconds())
 	return nil
+}
+
+// warm reads every entry once.
+func (d *demo) warm(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for r := range readerCount {
+		conn, err := d.connect(ctx)
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		g.Go(func() error {
+			for i := r; i < len(d.entries); i += readerCount {
+				if err := d.readBoth(ctx, d.entries[i], conn); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 // openCache opens the library as an application does, with the daemon's own file.

@@ -26,7 +26,8 @@ const (
 )
 
 // Apply sends a batch: the checkpoint of the batch before and the position about
-// to be sent, then UNLINKs and version advances in one pipeline, then purges.
+// to be sent, then UNLINKs and version advances in one pipeline, then purges, then what
+// the invalidation stream says of all that.
 // It returns nil only if Redis has acknowledged all of it. After any error the
 // whole batch is to be resent, which is harmless however much of it was applied.
 //
@@ -65,6 +66,7 @@ func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
 		return err
 	}
 	for attempt := 1; ; attempt++ {
+		r.news.reset()
 		be, err := r.ready(ctx)
 		if err != nil {
 			return err
@@ -75,7 +77,10 @@ func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
 			err = r.applySingle(ctx, be, b)
 		}
 		if err == nil {
-			return r.purgeBatch(ctx, be, b)
+			if err = r.purgeBatch(ctx, be, b); err == nil {
+				err = r.publishBatch(ctx, be, b)
+			}
+			return err
 		}
 		if attempt == attempts {
 			return err

@@ -63,6 +63,7 @@ type Redis struct {
 
 	mu       sync.Mutex // the applier
 	plan     plan
+	news     *stream // nil when it is switched off
 	verified time.Time
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
@@ -116,6 +117,7 @@ func Open(o Options) (*Redis, error) {
 		now:        time.Now,
 		onScan:     o.OnScan,
 	}
+	r.news = newStream(o.Config, prefix, o.Slot, m)
 	r.login.Store(e)
 	r.backend.Store(r.newBackend())
 	return r, nil
@@ -184,6 +186,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.highest = max(r.highest, c.Generation)
 	r.shadowMu.Unlock()
 	r.havePend = false
+	r.news.attach()
 	r.verified = r.now()
 	r.metrics.attached.Inc()
 	return c, nil

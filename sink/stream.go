@@ -191,6 +191,7 @@ func (r *Redis) publish(ctx context.Context, be *backend) error {
 			return s.command(ctx, &r.scripts.publish, replID, part)
 		})
 		if err != nil {
+			s.broken = true // also where nothing was sent: what is left out must show
 			return err
 		}
 		s.broken, s.told = false, part[n-1].fresh

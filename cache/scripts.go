@@ -188,11 +188,6 @@ func fillArgs(token string, kind byte, l lifetimes, rest []byte) []any {
 	return []any{token, string(kind), millis(l.ttl), millis(l.stale), millis(l.failSafe), rest}
 }
 
-// callFill returns false when the fill was refused.
-func (s *scripts) callFill(ctx context.Context, rdb redis.Cmdable, key, token string, kind byte, l lifetimes, rest []byte) (bool, error) {
-	return parseDone(s.fill.run(ctx, rdb, key, fillArgs(token, kind, l, rest)...))
-}
-
 func parseDone(cmd *redis.Cmd) (bool, error) {
 	n, err := cmd.Int64()
 	return n == 1, err

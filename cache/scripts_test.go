@@ -51,7 +51,7 @@ var testMeta = entryMeta{loadedAt: 1700000000000, loadTime: 12, snapshot: "10:12
 
 func (t *scriptTest) fill(token string, l lifetimes, payload string) bool {
 	t.Helper()
-	ok, err := t.s.callFill(t.Context(), t.rdb, testKey, token, kindValue, l, appendRest(nil, &testMeta, []byte(payload)))
+	ok, err := parseDone(t.s.fill.run(t.Context(), t.rdb, testKey, fillArgs(token, kindValue, l, appendRest(nil, &testMeta, []byte(payload)))...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +381,7 @@ func TestScriptsWithoutMemory(t *testing.T) {
 	held := s.expect(modeRead, verdictLease)
 	full := func(limit string) { s.must(s.rdb.ConfigSet(t.Context(), "maxmemory", limit).Err()) }
 	full("1")
-	if _, err := s.s.callFill(t.Context(), s.rdb, testKey, held.token, kindValue, lifetimes{ttl: time.Minute}, appendRest(nil, &testMeta, nil)); !redis.HasErrorPrefix(err, "OOM") {
+	if _, err := parseDone(s.s.fill.run(t.Context(), s.rdb, testKey, fillArgs(held.token, kindValue, lifetimes{ttl: time.Minute}, appendRest(nil, &testMeta, nil))...)); !redis.HasErrorPrefix(err, "OOM") {
 		t.Errorf("fill: %v, want OOM", err)
 	}
 	s.must(s.s.callRelease(t.Context(), s.rdb, testKey, held.token, false))

@@ -7,68 +7,60 @@ import (
 	"strings"
 )
 
-// snapshot is pg_current_snapshot() of a primary: it sees each transaction below xmax
-// that is not in xip and has committed.
+// snapshot says which transactions were visible at a moment on a primary: those below
+// xmin, and of those below xmax all but the ones that were in progress. It is what
+// pg_current_snapshot() prints. On a hot standby it proves nothing.
 type snapshot struct {
 	xmin, xmax uint64
-	xip        []uint64 // running, sorted
+	inProgress []uint64 // sorted, all in [xmin, xmax)
 }
 
-func parseSnapshot(s string) (snapshot, error) {
-	bad := func() (snapshot, error) {
-		return snapshot{}, fmt.Errorf("snapshot %q: want xmin:xmax:xip,..", s)
-	}
-	xmin, rest, ok1 := strings.Cut(s, ":")
-	xmax, xip, ok2 := strings.Cut(rest, ":")
-	if !ok1 || !ok2 {
+// parseSnapshot reads xmin:xmax:xip,xip.
+func parseSnapshot(text string) (snapshot, error) {
+	bad := func() (snapshot, error) { return snapshot{}, fmt.Errorf("%q is no snapshot", text) }
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 {
 		return bad()
 	}
-	var sn snapshot
+	var s snapshot
 	var err1, err2 error
-	sn.xmin, err1 = strconv.ParseUint(xmin, 10, 64)
-	sn.xmax, err2 = strconv.ParseUint(xmax, 10, 64)
-	if err1 != nil || err2 != nil || sn.xmax < sn.xmin {
+	s.xmin, err1 = strconv.ParseUint(parts[0], 10, 64)
+	s.xmax, err2 = strconv.ParseUint(parts[1], 10, 64)
+	if err1 != nil || err2 != nil || s.xmin > s.xmax {
 		return bad()
 	}
-	if xip == "" {
-		return sn, nil
+	if parts[2] == "" {
+		return s, nil
 	}
-	for p := range strings.SplitSeq(xip, ",") {
-		x, err := strconv.ParseUint(p, 10, 64)
-		if err != nil || x < sn.xmin || x >= sn.xmax {
+	last := uint64(0)
+	for xip := range strings.SplitSeq(parts[2], ",") {
+		id, err := strconv.ParseUint(xip, 10, 64)
+		if err != nil || id < s.xmin || id >= s.xmax || len(s.inProgress) > 0 && id <= last {
 			return bad()
 		}
-		sn.xip = append(sn.xip, x)
+		s.inProgress, last = append(s.inProgress, id), id
 	}
-	slices.Sort(sn.xip)
-	return sn, nil
+	return s, nil
 }
 
-func (s *snapshot) String() string {
-	b := strconv.AppendUint(nil, s.xmin, 10)
-	b = append(b, ':')
-	b = strconv.AppendUint(b, s.xmax, 10)
-	b = append(b, ':')
-	for i, x := range s.xip {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendUint(b, x, 10)
+// shows says whether a transaction that has committed was visible.
+func (s *snapshot) shows(xid uint64) bool {
+	if xid < s.xmin {
+		return true
 	}
-	return string(b)
+	_, inProgress := slices.BinarySearch(s.inProgress, xid)
+	return xid < s.xmax && !inProgress
 }
 
-// contains says whether s sees every transaction that t sees: none of those was still
-// to start, or running, when s was taken.
+// contains says whether everything that was visible in t is visible in s. A transaction
+// that began after t counts for nothing; one that t saw as in progress may be
+// in progress still.
 func (s *snapshot) contains(t *snapshot) bool {
 	if s.xmax < t.xmax {
-		return false
+		return false // an id between the two may be of one that t shows
 	}
-	for _, x := range s.xip {
-		if x >= t.xmax {
-			break
-		}
-		if _, running := slices.BinarySearch(t.xip, x); !running {
+	for _, xid := range s.inProgress {
+		if xid < t.xmax && t.shows(xid) {
 			return false
 		}
 	}

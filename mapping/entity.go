@@ -11,7 +11,14 @@ import (
 type Entity struct {
 	Kind string
 	Vars int // how many values name one
+
+	family *Family // stands for its dependents
+	plan   *Plan
 }
+
+// Family is the family of a dependent, by the name that its reader registered it with;
+// ok is false when the plan has none by that name any more.
+func (e *Entity) Family(name string) (*Family, bool) { return e.plan.Family(name) }
 
 // Value is a value of a row, or NULL.
 type Value struct {
@@ -46,6 +53,14 @@ func (p *Plan) Entity(kind string) (*Entity, bool) {
 	return e, ok
 }
 
+// newEntity prepares the entity of a template of dependents, whose invalidations are
+// counted with those of the plan's strictest class.
+func (p *Plan) newEntity(kind string, t *Template, strictest *Class) *Entity {
+	e := &Entity{Kind: kind, Vars: len(t.vars), plan: p}
+	e.family = &Family{ID: len(p.families) + len(p.entities), Name: "dependents of " + kind, Class: strictest, Entity: e, key: t}
+	return e
+}
+
 // DependentsKey is the key of the set of what depends on an entity.
 func DependentsKey(prefix, entity string) string { return prefix + "dep:" + entity }
 
@@ -62,4 +77,15 @@ func entityKind(t *Template) (kind string, ok bool) {
 		}
 	}
 	return kind, true
+}
+
+// strictestClass is the class with the smallest budget that a family uses.
+func (f *File) strictestClass() *Class {
+	var strictest *Class
+	for _, k := range f.Keys {
+		if strictest == nil || k.Class.Staleness < strictest.Staleness {
+			strictest = k.Class
+		}
+	}
+	return strictest
 }

@@ -19,6 +19,9 @@ type Family struct {
 	Soft        bool
 	StaleFor    time.Duration
 	NegativeTTL time.Duration // how long readers remember that there is no row; 0 for not at all
+	// Entity is set of what stands for the dependents of an entity instead of for keys
+	// of its own. Its template is that of the entity's name.
+	Entity *Entity
 
 	key     *Template
 	version *Template // nil unless Versioned
@@ -42,6 +45,9 @@ func (f *Family) Pattern(tenant []byte) string {
 	}
 	return f.target().Pattern(values)
 }
+
+// DataPattern is a glob for the family's data keys, under any version.
+func (f *Family) DataPattern() string { return f.key.Pattern(nil) }
 
 // AbsentPattern is a SCAN glob for the data keys of a versioned family as readers
 // name them while there is no version key: no version key that moves revokes those.

@@ -39,7 +39,7 @@ type Invalidation struct {
 	Op     Op
 	Family *Family
 	Tenant []byte // encoded; nil when the family has no tenants or it is not known
-	Key    []byte // OpDelete and OpAdvance
+	Key    []byte // a key, or the name of an entity; nil of OpPurge and OpLookup
 	Lookup *LookupCall
 }
 
@@ -86,8 +86,13 @@ func (o *Output) Reset() {
 // key adds one that was rendered from the family's target.
 func (o *Output) key(f *Family, tenant, key []byte) {
 	op := OpDelete
-	if f.Versioned {
+	switch {
+	case f.Versioned:
 		op = OpAdvance
+	case f.Entity != nil:
+		op = OpDependents
+	case f.Soft:
+		op = OpSoft
 	}
 	o.Invalidations = append(o.Invalidations, Invalidation{Op: op, Family: f, Tenant: tenant, Key: key})
 }

@@ -61,9 +61,11 @@ func Compile(f *File) (*Plan, error) {
 			r.targets = append(r.targets, t)
 		}
 		for _, t := range m.Dependents {
-			if kind, ok := entityKind(t); ok && p.entities[kind] == nil {
-				p.entities[kind] = &Entity{Kind: kind, Vars: len(t.vars)}
+			kind, _ := entityKind(t) // the parser has refused what is none
+			if p.entities[kind] == nil {
+				p.entities[kind] = p.newEntity(kind, t, f.strictestClass())
 			}
+			r.targets = append(r.targets, &target{family: p.entities[kind].family, tmpl: t, vars: t.vars})
 		}
 		if m.Message != "" {
 			p.messages[m.Message] = append(p.messages[m.Message], r)

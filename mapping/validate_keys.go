@@ -215,6 +215,7 @@ func (p *parser) parseFamilySoft(o object, k *KeySpec, versioned bool) {
 	switch {
 	case ok && !soft:
 		p.fault(e.key, e.path, "add on_invalidate: soft, or leave stale_for out", "stale_for means nothing for keys that are deleted")
+		return
 	case !ok && soft:
 		p.fault(on.value, on.path, "stale_for: 5s", "on_invalidate: soft needs stale_for: how long the old value may still be served")
 	}

@@ -24,6 +24,7 @@ const (
 	inDatabase            // in a database other than 0
 	inCluster
 	dedicated // with redis.dedicated
+	streaming // with redis.stream_max_length
 )
 
 // commands is the one list of what the user has to be granted. HELLO and AUTH are
@@ -41,11 +42,22 @@ func commands() []command {
 		{"hset", always, func(key string) []any { return []any{"hset", key, "a", "b", "c"} }}, // a value is missing
 		{"hgetall", always, func(key string) []any { return []any{"hgetall", key} }},
 		{"persist", always, func(key string) []any { return []any{"persist", key} }},
+		// Scripts for soft invalidation and dependents.
+		{"time", always, func(string) []any { return []any{"time"} }},
+		{"getrange", always, func(key string) []any { return []any{"getrange", key, 0, 0} }},
+		{"setrange", always, func(key string) []any { return []any{"setrange", key, -1, ""} }}, // out of range
+		{"pttl", always, func(key string) []any { return []any{"pttl", key} }},
+		{"pexpire", always, func(key string) []any { return []any{"pexpire", key, "soon"} }}, // not a number
+		{"zrevrange", always, func(key string) []any { return []any{"zrevrange", key, 0, 0} }},
+		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
+		{"zscore", always, func(key string) []any { return []any{"zscore", key, ""} }},
+		{"zrem", always, func(key string) []any { return []any{"zrem", key, ""} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},
 		{"cluster|nodes", inCluster, func(string) []any { return []any{"cluster", "nodes"} }},
 		{"asking", inCluster, func(string) []any { return []any{"asking"} }},
-		{"flushdb", dedicated, func(string) []any { return []any{"flushdb", "neither"} }}, // neither async nor sync
+		{"xadd", streaming, func(key string) []any { return []any{"xadd", key, "nomkstream", "*", "a", "b"} }}, // there is no such key
+		{"flushdb", dedicated, func(string) []any { return []any{"flushdb", "neither"} }},                      // neither async nor sync
 	}
 }
 
@@ -61,6 +73,8 @@ func commandsFor(config mapping.Redis) []command {
 			return err != nil || e.kind != cluster
 		case dedicated:
 			return !config.Dedicated
+		case streaming:
+			return config.StreamMaxLength <= 0
 		}
 		return false
 	})
@@ -68,13 +82,13 @@ func commandsFor(config mapping.Redis) []command {
 
 // KeyPatterns are globs of the keys that the sink reads and writes: its own, and
 // what the families' invalidations name. Of a versioned family that is also what readers
-// cached while there was no version key, which a purge removes.
+// cached: under no version, which a purge removes, and as the dependents of an entity.
 func KeyPatterns(config mapping.Redis, families []*mapping.Family) []string {
 	patterns := []string{ownPattern(config)}
 	for _, f := range families {
 		patterns = append(patterns, f.Pattern(nil))
 		if f.Versioned {
-			patterns = append(patterns, f.AbsentPattern(nil))
+			patterns = append(patterns, f.DataPattern())
 		}
 	}
 	slices.Sort(patterns[1:])
@@ -127,5 +141,5 @@ func aclHint() string {
 	}
 	return "grant the user: ACL SETUSER <user> on ><password> ~<data keys> ~<redis.prefix>*" + names(always) +
 		", with a database other than 0 also" + names(inDatabase) + ", in a cluster also" + names(inCluster) +
-		", with redis.dedicated also" + names(dedicated) + "; doctor --print-grants prints the whole rule"
+		", with redis.dedicated also" + names(dedicated) + ", with redis.stream_max_length also" + names(streaming) + "; doctor --print-grants prints the whole rule"
 }

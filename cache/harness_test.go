@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
 const testMappings = `version: 1
@@ -26,7 +28,7 @@ source:
 redis: {url: "${REDIS_URL}", stream_max_length: 1000}
 classes:
   critical: {staleness: 1m}
-  tight: {staleness: 100ms}
+  tight: {staleness: 400ms}
   slow: {staleness: 1m, linger: 10s}
   kept: {staleness: 1m, fail_safe: 1h, on_doubt: serve}
 keys:
@@ -50,6 +52,75 @@ type bench struct {
 	mappings string
 	registry *prometheus.Registry
 	c        *Client
+	daemon   *daemon
+}
+
+// daemon publishes the control hash all the time, as the real one does.
+type daemon struct {
+	rdb *redis.Client
+
+	mu           sync.Mutex
+	state        string
+	age          time.Duration // of what is applied
+	applied, end lsn.LSN
+	hold         bool // it publishes nothing
+}
+
+func startDaemon(t *testing.T, rdb *redis.Client) *daemon {
+	t.Helper()
+	d := &daemon{rdb: rdb, applied: 16, end: 24}
+	d.set("ok", 0)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				d.publish()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-done })
+	return d
+}
+
+// set says what is published from now on. It is in Redis when set returns.
+func (d *daemon) set(state string, age time.Duration) {
+	d.change(func() { d.state, d.age = state, age })
+}
+
+// reach says that everything up to there is applied.
+func (d *daemon) reach(end lsn.LSN) { d.change(func() { d.applied, d.end = end, end }) }
+
+// away stops publishing, or begins again.
+func (d *daemon) away(hold bool) { d.change(func() { d.hold = hold }) }
+
+func (d *daemon) change(f func()) {
+	d.mu.Lock()
+	f()
+	d.mu.Unlock()
+	d.publish()
+}
+
+func (d *daemon) publish() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hold {
+		return
+	}
+	// Redis may be away: then nothing is published.
+	_ = d.rdb.HSet(context.Background(), testControlKey, "state", d.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-d.age).UnixMicro()),
+		"applied", d.applied.Hex(), "end", d.end.Hex(), "sent", d.applied.Hex()).Err()
+}
+
+// doubt is why what is cached of the family is not proved now; empty when it is.
+func (b *bench) doubt(v *View[string]) string {
+	_, why := b.c.control.look().proves(b.c.clock, v.f.Class, time.Now(), 0)
+	return why
 }
 
 func newBench(t *testing.T, options ...Option) *bench {
@@ -61,7 +132,7 @@ func newBench(t *testing.T, options ...Option) *bench {
 	if err := os.WriteFile(b.mappings, []byte(testMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.fresh("ok")
+	b.daemon = startDaemon(t, b.rdb)
 	b.c, b.registry = b.open(options...)
 	return b
 }
@@ -90,12 +161,6 @@ func (b *bench) open(options ...Option) (*Client, *prometheus.Registry) {
 		}
 	})
 	return c, registry
-}
-
-// fresh publishes that nothing is missing for the next hour, which lasts for a test.
-func (b *bench) fresh(state string) {
-	b.Helper()
-	publish(b.T, b.rdb, state, time.Now().Add(time.Hour), 16, 24)
 }
 
 func (b *bench) write(id int, value string) {

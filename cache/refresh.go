@@ -22,6 +22,10 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	if v.c.closed.Load() {
 		return outcome[T]{}, ErrClosed
 	}
+	if nested(ctx) {
+		return outcome[T]{}, errNested
+	}
+	v.c.control.use(ctx)
 	key, cached, err := v.key(ctx, vars)
 	if err != nil {
 		return outcome[T]{}, err
@@ -30,7 +34,7 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 		return v.bypass(ctx, key, load, nil, doubtRedis)
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
-	return v.await(ctx, "refresh "+key, load, nil, func(ctx context.Context) (outcome[T], error) {
+	return v.await(ctx, flightRefresh, key, load, nil, func(ctx context.Context) (outcome[T], error) {
 		return v.resolve(ctx, key, load, nil, modeRefresh)
 	})
 }

@@ -76,8 +76,13 @@ type outcome[T any] struct {
 	value  T
 	meta   entryMeta // negative: value is none
 	result string    // for the metrics
-	at     time.Time // before the snapshot of a load; zero for what was cached
-	stored bool      // a load that was accepted: nothing had made it stale
+
+	// known is what was known of the daemon before Redis was asked for the value, or for
+	// storing it; before the position of a standby was, for a load there.
+	known   *controlState
+	at      time.Time // before the snapshot of a load; zero for what was cached
+	standby bool      // it was loaded there
+	stored  bool      // the load's fill was accepted: nothing had made it stale
 }
 
 func (v *View[T]) count(out *outcome[T], err error) {
@@ -101,6 +106,11 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	if v.c.closed.Load() {
 		return outcome[T]{}, ErrClosed
 	}
+	if nested(ctx) {
+		return outcome[T]{}, errNested
+	}
+	v.c.control.use(ctx)
+	known := v.c.control.look() // before anything is read
 	key, cached, err := v.key(ctx, vars)
 	if err != nil {
 		return outcome[T]{}, err
@@ -111,7 +121,7 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 			return out, nil
 		}
 	}
-	trusted, why := v.c.trusted(v.f, now)
+	trusted, why := v.c.holds(v.f, known, now)
 	switch {
 	case !trusted:
 		return v.bypass(ctx, key, load, token, why)
@@ -134,9 +144,12 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 			mode = modeRefresh
 			break
 		}
-		if !v.c.meets(v.f, &out.meta, token) {
+		if !v.c.meets(v.f, &out.meta, token, known) {
 			mode = modeRefresh
 			break
+		}
+		if ok, why := v.c.holds(v.f, known, time.Now()); !ok { // Redis was slow
+			return v.bypass(ctx, key, load, token, why)
 		}
 		if early(&e, millisOf(now)) {
 			v.refreshSoon(ctx, key, load)

@@ -28,8 +28,11 @@ func (v *View[T]) giveOld(old *outcome[T], err error) outcome[T] {
 }
 
 // lastResort looks whether there is an old value to give.
-func (v *View[T]) lastResort(ctx context.Context, key string, token *Token) (old outcome[T], ok bool) {
-	known := v.c.control.look()
+func (v *View[T]) lastResort(ctx context.Context, key string, token *Token, under *controlState) (old outcome[T], ok bool) {
+	known := under
+	if !v.f.Versioned {
+		known = v.c.control.look()
+	}
 	if !v.c.redisUp(time.Now()) {
 		return old, false
 	}

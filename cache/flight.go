@@ -113,7 +113,7 @@ func (v *View[T]) await(ctx context.Context, kind flightKind, key string, load l
 			return f.out, nil
 		}
 		if f.out.at.IsZero() && !ok { // it was proved before the wait, and is not any more
-			return v.bypass(ctx, key, load, token, why)
+			return v.bypass(ctx, key, load, token, why, f.out.known)
 		}
 	}
 	out, err := v.past(ctx, load)
@@ -150,12 +150,12 @@ func (v *View[T]) returnable(out *outcome[T], now time.Time) (ok bool, why strin
 
 // bypass reads the source past the cache, once for all who do so at the same time. When the
 // source is down it falls back to what is cached, for families that allow it.
-func (v *View[T]) bypass(ctx context.Context, key string, load loader[T], token *Token, why string) (outcome[T], error) {
+func (v *View[T]) bypass(ctx context.Context, key string, load loader[T], token *Token, why string, under *controlState) (outcome[T], error) {
 	v.f.metrics.bypasses[why].Inc()
 	return v.await(ctx, flightPast, key, load, token, func(ctx context.Context) (outcome[T], error) {
 		out, err := v.past(ctx, load)
 		if errors.Is(err, ErrUnavailable) && v.f.Class.FailSafe > 0 {
-			if old, ok := v.lastResort(ctx, key, token); ok {
+			if old, ok := v.lastResort(ctx, key, token, under); ok {
 				return v.giveOld(&old, err), nil
 			}
 		}
@@ -164,15 +164,15 @@ func (v *View[T]) bypass(ctx context.Context, key string, load loader[T], token 
 }
 
 // miss gets a value that is not to be had from Redis at once.
-func (v *View[T]) miss(ctx context.Context, key string, load loader[T], token *Token, mode string) (outcome[T], error) {
+func (v *View[T]) miss(ctx context.Context, key string, load loader[T], token *Token, mode string, under *controlState) (outcome[T], error) {
 	return v.await(ctx, flightMiss, key, load, token, func(ctx context.Context) (outcome[T], error) {
-		return v.resolve(ctx, key, load, token, mode)
+		return v.resolve(ctx, key, load, token, mode, under)
 	})
 }
 
 // refreshSoon loads a value anew while it is served.
-func (v *View[T]) refreshSoon(ctx context.Context, key string, load loader[T]) {
+func (v *View[T]) refreshSoon(ctx context.Context, key string, load loader[T], under *controlState) {
 	v.fly(ctx, flightEarly, key, func(ctx context.Context) (outcome[T], error) { // the next readers see what comes of it
-		return v.resolve(ctx, key, load, nil, modeEarly)
+		return v.resolve(ctx, key, load, nil, modeEarly, under)
 	})
 }

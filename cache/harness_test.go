@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,15 +32,19 @@ classes:
   tight: {staleness: 400ms}
   slow: {staleness: 1m, linger: 10s}
   kept: {staleness: 1m, fail_safe: 1h, on_doubt: serve}
+  safe: {staleness: 400ms, fail_safe: 1h}
 keys:
   item: {key: "item:{id}", class: critical, ttl: 10m}
   quick: {key: "quick:{id}", class: tight, ttl: 10m}
   page: {key: "page:{id}", class: slow, ttl: 10m, on_invalidate: soft, stale_for: 30s}
   kept: {key: "kept:{id}", class: kept, ttl: 10m}
+  safe: {key: "safe:{id}", class: safe, ttl: 10m}
+  soft: {key: "soft:{id}", class: critical, ttl: 10m, on_invalidate: soft, stale_for: 30s}
+  fast: {key: "fast:{shop}:{version}:{q}", version: "fast:{shop}", class: tight, ttl: 10m}
   never: {key: "never:{id}", class: critical, negative_ttl: 0s}
   list: {key: "list:{shop}:{version}:{q}", version: "list:{shop}", class: critical, ttl: 10m}
 mappings:
-  - {table: public.items, keys: [item, quick, page, kept, never, {list: {shop: id}}]}
+  - {table: public.items, keys: [item, quick, page, kept, never, safe, soft, {list: {shop: id}}, {fast: {shop: id}}]}
   - {table: public.sellers, dependents: ["seller:{id}"]}
 `
 
@@ -125,7 +130,12 @@ func (b *bench) doubt(v *View[string]) string {
 
 func newBench(t *testing.T, options ...Option) *bench {
 	t.Helper()
-	b := &bench{T: t, db: servertest.Postgres(t), rdb: servertest.Redis(t).Client(t)}
+	return newBenchOn(t, servertest.Postgres(t), options...)
+}
+
+func newBenchOn(t *testing.T, db *servertest.Database, options ...Option) *bench {
+	t.Helper()
+	b := &bench{T: t, db: db, rdb: servertest.Redis(t).Client(t)}
 	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
 	b.pool = b.connect()
 	b.mappings = filepath.Join(t.TempDir(), "mappings.yaml")
@@ -248,6 +258,72 @@ func (b *bench) count(name string, want float64, labels ...string) {
 	if got := counted(b, b.registry, name, labels...); got != want {
 		b.Errorf("%s%v is %v, want %v", name, labels, got, want)
 	}
+}
+
+// tap sees what a Redis client is answered before its caller does.
+type tap struct {
+	answered atomic.Pointer[func(redis.Cmder)]
+}
+
+func (h *tap) set(f func(redis.Cmder)) { h.answered.Store(&f) }
+
+// once waits for a command on a key, does something, and lets the caller go on.
+func (h *tap) once(name, key string, do func()) {
+	var done atomic.Bool
+	h.set(func(cmd redis.Cmder) {
+		args := cmd.Args()
+		for _, arg := range args[1:] {
+			if cmd.Name() == name && arg == key && done.CompareAndSwap(false, true) {
+				do()
+				return
+			}
+		}
+	})
+}
+
+func (h *tap) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *tap) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if f := h.answered.Load(); f != nil {
+			(*f)(cmd)
+		}
+		return err
+	}
+}
+
+func (h *tap) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		if f := h.answered.Load(); f != nil {
+			for _, cmd := range cmds {
+				(*f)(cmd)
+			}
+		}
+		return err
+	}
+}
+
+// tapped is another client, whose answers from Redis the test holds up.
+func (b *bench) tapped(options ...Option) (*Client, *tap) {
+	b.Helper()
+	h := &tap{}
+	rdb := redis.NewClient(b.rdb.Options())
+	b.Cleanup(func() { _ = rdb.Close() })
+	rdb.AddHook(h)
+	old := b.rdb
+	b.rdb = rdb
+	c, registry := b.open(append(options, WithRedisTimeout(0))...)
+	b.rdb, b.c, b.registry = old, c, registry
+	return c, h
+}
+
+// seen waits until a client knows what the daemon publishes from now on.
+func (b *bench) seen() {
+	b.Helper()
+	before := time.Now()
+	eventually(b, "the client looks at the control hash", func() bool { s := b.c.control.look(); return s != nil && s.asked.After(before) })
 }
 
 // gated is a loader that tells when it has read, and returns when it is let go.

@@ -18,13 +18,18 @@ const (
 )
 
 // resolve gets a value together with all other readers of the fleet: whoever has the
-// lease loads, the others wait for it, within bounds.
-func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token *Token, mode string) (outcome[T], error) {
+// lease loads, the others wait for it, within bounds. Of a versioned family, under is what was
+// known of the daemon before the version was read that is in the key: an invalidation moves
+// the version, and leaves everything under the old one as it is.
+func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token *Token, mode string, under *controlState) (outcome[T], error) {
 	giveUp := time.Now().Add(v.c.o.wait)
 	pause := waitFirst
 	waited := false
 	for {
-		mark, known := v.mark(key), v.c.control.look()
+		mark, known := v.mark(key), under
+		if !v.f.Versioned {
+			known = v.c.control.look()
+		}
 		script := modeRead
 		if mode != modeRead {
 			script = modeRefresh

@@ -113,9 +113,15 @@ func WithLoadTimeout(d time.Duration) Option {
 }
 
 // WithRedisTimeout bounds each call to Redis, so that a read goes to the source when Redis
-// hangs; the default is 500 ms, or the client's ReadTimeout where that is less. The client
-// of a cluster keeps its own timeouts.
+// hangs; the default is 500 ms, or the client's ReadTimeout where that is less. For that the
+// cache uses a copy of the client, which shares its connections, does not try again, and
+// does not call its hooks. With 0 it uses the client as it is, with its hooks, timeouts and
+// retries: what they add up to is how long a read can hang. A cluster's client is always
+// used as it is.
 func WithRedisTimeout(d time.Duration) Option {
+	if d == 0 {
+		return func(o *options) error { o.redisTimeout = 0; return nil }
+	}
 	return positive("WithRedisTimeout", d, func(o *options) { o.redisTimeout = d })
 }
 

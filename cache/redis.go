@@ -27,13 +27,13 @@ func checkReads(rdb redis.UniversalClient) error {
 	return nil
 }
 
-// bounded is the client with the timeout for each call. It shares the connections of the
+// bounded is the client with the timeout for each call, if one is asked for. It shares the connections of the
 // one that was given, but does not try again by itself: a read has the source to go to,
 // and what Redis does not answer in time is not worth several times that. A cluster's client
 // cannot be had anew without new connections, so its own options stand.
 func bounded(rdb redis.UniversalClient, timeout time.Duration) redis.UniversalClient {
 	c, ok := rdb.(*redis.Client)
-	if !ok {
+	if !ok || timeout == 0 {
 		return rdb
 	}
 	if has := c.Options().ReadTimeout; has > 0 {

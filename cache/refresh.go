@@ -26,16 +26,17 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 		return outcome[T]{}, errNested
 	}
 	v.c.control.use(ctx)
+	known := v.c.control.look() // before anything is read
 	key, cached, err := v.key(ctx, vars)
 	if err != nil {
 		return outcome[T]{}, err
 	}
 	if !cached {
-		return v.bypass(ctx, key, load, nil, doubtRedis)
+		return v.bypass(ctx, key, load, nil, doubtRedis, known)
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
 	return v.await(ctx, flightRefresh, key, load, nil, func(ctx context.Context) (outcome[T], error) {
-		return v.resolve(ctx, key, load, nil, modeRefresh)
+		return v.resolve(ctx, key, load, nil, modeRefresh, known)
 	})
 }
 

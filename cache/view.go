@@ -124,9 +124,9 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	trusted, why := v.c.holds(v.f, known, now)
 	switch {
 	case !trusted:
-		return v.bypass(ctx, key, load, token, why)
+		return v.bypass(ctx, key, load, token, why, known)
 	case !cached || !v.c.redisUp(now):
-		return v.bypass(ctx, key, load, token, doubtRedis)
+		return v.bypass(ctx, key, load, token, doubtRedis, known)
 	}
 	mark := v.mark(key)
 	raw, err := v.c.rdb.Get(ctx, key).Result()
@@ -149,10 +149,10 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 			break
 		}
 		if ok, why := v.c.holds(v.f, known, time.Now()); !ok { // Redis was slow
-			return v.bypass(ctx, key, load, token, why)
+			return v.bypass(ctx, key, load, token, why, known)
 		}
 		if early(&e, millisOf(now)) {
-			v.refreshSoon(ctx, key, load)
+			v.refreshSoon(ctx, key, load, known)
 		}
 		v.storeL1(mark, &out)
 		return out, nil
@@ -160,9 +160,9 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	case ctx.Err() != nil:
 		return outcome[T]{}, ctx.Err()
 	default:
-		return v.bypass(ctx, key, load, token, doubtRedis)
+		return v.bypass(ctx, key, load, token, doubtRedis, known)
 	}
-	return v.miss(ctx, key, load, token, mode)
+	return v.miss(ctx, key, load, token, mode, known)
 }
 
 // decode makes a value of an entry.

@@ -135,7 +135,12 @@ func newBench(t *testing.T, options ...Option) *bench {
 
 func newBenchOn(t *testing.T, db *servertest.Database, options ...Option) *bench {
 	t.Helper()
-	b := &bench{T: t, db: db, rdb: servertest.Redis(t).Client(t)}
+	return newBenchWith(t, db, servertest.Redis(t).Client(t), options...)
+}
+
+func newBenchWith(t *testing.T, db *servertest.Database, rdb *redis.Client, options ...Option) *bench {
+	t.Helper()
+	b := &bench{T: t, db: db, rdb: rdb}
 	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
 	b.pool = b.connect()
 	b.mappings = filepath.Join(t.TempDir(), "mappings.yaml")

@@ -71,6 +71,14 @@ func (e *UnavailableError) Error() string {
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
+// insufficientPrivilege is the SQLSTATE of a right that is missing.
+const insufficientPrivilege = "42501"
+
+func lacksRight(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == insufficientPrivilege
+}
+
 // serverError says what an error of the control connections asks for, by its
 // SQLSTATE and never by its text, which is translated. grant is the fix when the
 // role lacks a right.
@@ -96,7 +104,7 @@ func serverError(op string, err error, grant string) error {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	switch pg.Code {
-	case "42501": // insufficient_privilege
+	case insufficientPrivilege:
 		return &ConfigError{Op: op, Problem: "the role lacks a right", Fix: grant, Err: err}
 	case "28P01": // invalid_password
 		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err,

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -79,16 +78,11 @@ settle something first.`,
 
 // confirm asks on the terminal. Without one there is nobody to ask.
 func (a *app) confirm(question string) error {
-	in, ok := a.stdin.(*os.File)
-	if ok {
-		info, err := in.Stat()
-		ok = err == nil && info.Mode()&os.ModeCharDevice != 0
-	}
-	if !ok {
+	if !atTerminal(a.stdin) {
 		return usageErrorf("nothing was done: there is no terminal to ask on; look at the plan, and give --yes")
 	}
 	fmt.Fprint(a.stdout, question)
-	answer, err := bufio.NewReader(in).ReadString('\n')
+	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
 	if strings.TrimSpace(answer) != "yes" {
 		if err != nil {
 			fmt.Fprintln(a.stdout)

@@ -65,7 +65,7 @@ for a faulty file.`,
 				return a.printGrants(doctor.NewGrants(file, plan, role, redisUser), asJSON)
 			}
 			logRedisTo(slog.New(slog.DiscardHandler)) // what it has to say is in the report
-			progress := progressLine{out: a.stderr, on: isTerminal(a.stderr)}
+			progress := progressLine{out: a.stderr, on: canRewrite(a.stderr)}
 			report := doctor.Run(cmd.Context(), doctor.Options{File: file, Plan: plan, Progress: progress.show})
 			progress.clear()
 			if asJSON {

@@ -53,6 +53,21 @@ func (e *ConfigError) Error() string {
 
 func (e *ConfigError) Unwrap() error { return e.Err }
 
+// GivenAs is err for a URL that did not come from source.url: what it says of that, it
+// says of name then, such as --url.
+func GivenAs(name string, err error) error {
+	var config *ConfigError
+	if !errors.As(err, &config) {
+		return err
+	}
+	named := *config
+	named.Problem, named.Fix = SourceURLAs(name, config.Problem), SourceURLAs(name, config.Fix)
+	return &named
+}
+
+// SourceURLAs is the text of a problem or a fix as GivenAs has it.
+func SourceURLAs(name, text string) string { return strings.ReplaceAll(text, "source.url", name) }
+
 // UnavailableError is a server that is away or busy: the same call may succeed
 // later with nothing changed.
 type UnavailableError struct {

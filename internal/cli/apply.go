@@ -36,16 +36,15 @@ settle something first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			conn, desired, err := f.connect(ctx, "apply")
+			conn, desired, err := f.connect(cmd, "apply")
 			if err != nil {
 				return err
 			}
 			defer replication.CloseControl(ctx, conn)
-			st, err := provision.Read(ctx, conn, desired)
+			plan, err := f.plan(ctx, conn, desired)
 			if err != nil {
 				return err
 			}
-			plan := st.Plan()
 			if err := printPlan(a.stdout, &plan, ""); err != nil {
 				return err
 			}
@@ -58,12 +57,13 @@ settle something first.`,
 				}
 			}
 			if err := provision.Apply(ctx, conn, desired, plan, stepProgress{a.stdout}); err != nil {
+				return f.named(err)
+			}
+			left, err := f.plan(ctx, conn, desired)
+			if err != nil {
 				return err
 			}
-			if st, err = provision.Read(ctx, conn, desired); err != nil {
-				return err
-			}
-			if left := st.Plan(); !left.Nothing() {
+			if !left.Nothing() {
 				fmt.Fprintf(a.stdout, "Done. What shows only now: %s; run it again.\n", left.Counts())
 				return &ExitError{Code: exitDifferences}
 			}

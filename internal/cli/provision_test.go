@@ -118,6 +118,34 @@ func TestPlanWithAnotherAccount(t *testing.T) {
 	}
 }
 
+// What is wrong with --url is not to be looked for in the file.
+func TestPlanSpeaksOfTheURLThatWasGiven(t *testing.T) {
+	path, db := provisionFile(t)
+	other := servertest.Postgres(t)
+	db.Exec(t, "SELECT pg_create_logical_replication_slot('"+db.Name+"_slot', 'pgoutput')", "CREATE PUBLICATION pub")
+	t.Setenv("PLAN_TEST_EMPTY", "")
+	for _, command := range []string{"plan", "apply"} {
+		for _, c := range []struct {
+			url, says string
+			code      int
+		}{
+			{"", "--url is empty", exitUsage},
+			{"${PLAN_TEST_EMPTY}", "--url", exitUsage},
+			{"postgres://u:hunter2@h:port/db", "--url cannot be read", exitConfig},
+			{strings.Replace(db.URL, "/"+db.Name, "/none", 1), "correct the database name in --url", exitConfig},
+			{other.URL, "name that database in --url", 0},
+		} {
+			code, out, errOut := runMain(t, command, "--config", path, "--url", c.url)
+			if text := out + errOut; !strings.Contains(text, c.says) || strings.Contains(text, "source.url") != (c.code == exitUsage) || strings.Contains(text, "hunter2") {
+				t.Errorf("%s --url %s: %s", command, c.url, text)
+			}
+			if c.code != 0 && code != c.code {
+				t.Errorf("%s --url %s: exit code %d, want %d", command, c.url, code, c.code)
+			}
+		}
+	}
+}
+
 func TestDoctorCommand(t *testing.T) {
 	path, _ := provisionFile(t)
 	code, out, errOut := runMain(t, "doctor", "--config", path)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -48,12 +47,11 @@ for a faulty file.`,
 			case !grants && (role != "" || redisUser != ""):
 				return usageErrorf("--role and --redis-user go with --print-grants")
 			}
-			data, err := os.ReadFile(config)
-			if err != nil {
-				return fmt.Errorf("read the mappings: %w", err)
+			load := mapping.Load
+			if grants {
+				load = loadOffline // they are printed before the accounts in the URLs exist
 			}
-			// Grants are printed before the accounts in the URLs exist.
-			file, err := mapping.Parse(config, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: grants})
+			file, err := load(config)
 			if err != nil {
 				return err
 			}

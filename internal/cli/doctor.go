@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/doctor"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 func newDoctorCommand(a *app) *cobra.Command {
@@ -61,6 +64,10 @@ for a faulty file.`,
 			}
 			if grants {
 				return a.printGrants(doctor.NewGrants(file, plan, role, redisUser), asJSON)
+			}
+			// What is wrong with the file is no finding about a server.
+			if err := errors.Join(replication.CheckURL(file.Source.URL.Reveal()), sink.CheckURL(file.Redis.URL.Reveal())); err != nil {
+				return err
 			}
 			logRedisTo(slog.New(slog.DiscardHandler)) // what it has to say is in the report
 			progress := progressLine{out: a.stderr, on: canRewrite(a.stderr)}

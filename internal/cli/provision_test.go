@@ -214,3 +214,33 @@ func TestPrintGrants(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, errOut)
 	}
 }
+
+// A URL that cannot be read is a fault of the file, whatever it is that is wrong with it,
+// and run says the same.
+func TestDoctorRefusesAFaultyURL(t *testing.T) {
+	const source, redis = "postgres://u:hunter2@127.0.0.1:1/db", "redis://u:hunter2@127.0.0.1:1/0"
+	for _, c := range []struct{ source, redis, says string }{
+		{"postgres://u:hunter2@h:port/db", redis, "source.url cannot be read"},
+		{"postgres://u:hunter2%zz@h/db", redis, "source.url cannot be read"},
+		{"postgres://u:hunter2@h:70000/db", redis, "source.url cannot be read"},
+		{source + "?connect_timeout=x", redis, "source.url cannot be read"},
+		{source + "?sslmode=verify-full&sslrootcert=/nope", redis, "/nope: no such file"},
+		{source, "redis://u:hunter2@h:port/0", "redis url: "},
+		{source, "redis://u:hunter2%zz@h/0", "redis url: "},
+		{source, "redis+cluster://u:hunter2@h/3", "redis url: "},
+		{source, "rediss://u:hunter2@h/0?ca_file=/nope", "redis url: "},
+	} {
+		path := writeRunTestFile(t, fmt.Sprintf(runTestFile, c.source, "slot", c.redis))
+		for _, args := range [][]string{{"doctor", "--json"}, {"run", "--http", "off"}} {
+			code, out, errOut := runMain(t, append(args, "--config", path)...)
+			if code != exitConfig || out != "" || !strings.Contains(errOut, c.says) || strings.Contains(errOut, "hunter2") {
+				t.Errorf("%s %s, %s: exit code %d, stdout %q, stderr %q", args[0], c.source, c.redis, code, out, errOut)
+			}
+		}
+	}
+	// Both at once.
+	path := writeRunTestFile(t, fmt.Sprintf(runTestFile, "postgres://u:hunter2@h:port/db", "slot", "redis://h:port/0"))
+	if code, _, errOut := runMain(t, "doctor", "--config", path); code != exitConfig || !strings.Contains(errOut, "source.url cannot be read") || !strings.Contains(errOut, "redis.url") {
+		t.Errorf("exit code %d, stderr %q", code, errOut)
+	}
+}

@@ -21,6 +21,7 @@ type metrics struct {
 	early        prometheus.Counter
 	earlyFailed  prometheus.Counter
 	errors       *prometheus.CounterVec
+	held         *heldMetrics
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -40,6 +41,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		attached:     counter("attaches_total", "Times the nodes were taken as the ones that hold everything: the start, and each failover or restart of Redis."),
 		restored:     counter("control_restored_total", "Times the control hash was gone (flushed, evicted) and was written again."),
 		reloaded:     counter("scripts_reloaded_total", "Times a node had lost its scripts."),
+		held:         newHeldMetrics(),
 		early:        counter("early_keys_total", "Keys removed ahead of their batch, which removes them again after the visibility gate."),
 		earlyFailed:  counter("early_failed_total", "Early removals that failed. Nothing is lost by them: the batch follows."),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -58,8 +60,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.batches, m.keys, m.removed, m.versions, m.purges, m.purgeScanned, m.purgeRemoved,
-		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.early, m.earlyFailed, m.seconds, m.errors} {
+	for _, c := range append(m.held.collectors(), m.batches, m.keys, m.removed, m.versions, m.purges, m.purgeScanned, m.purgeRemoved,
+		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.early, m.earlyFailed, m.seconds, m.errors) {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -24,6 +24,15 @@ var epochSource string
 //go:embed lua/advance.lua
 var advanceSource string
 
+//go:embed lua/hold.lua
+var holdSource string
+
+//go:embed lua/take.lua
+var takeSource string
+
+//go:embed lua/done.lua
+var doneSource string
+
 // script is a Lua script that is called by its hash only. redis.Script is not
 // used: inside a pipeline it has no answer to NOSCRIPT, and outside of one it
 // sends EVAL, which hides that a node lost its scripts.
@@ -36,6 +45,7 @@ type script struct {
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
 	checkpoint, install, state, epoch, advance script
+	hold, take, done                           script
 }
 
 func newScripts() *scripts {
@@ -45,6 +55,9 @@ func newScripts() *scripts {
 		state:      script{source: stateSource},
 		epoch:      script{source: epochSource},
 		advance:    script{source: advanceSource},
+		hold:       script{source: holdSource},
+		take:       script{source: takeSource},
+		done:       script{source: doneSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -54,7 +67,7 @@ func newScripts() *scripts {
 }
 
 func (s *scripts) all() []*script {
-	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance}
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.hold, &s.take, &s.done}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

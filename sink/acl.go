@@ -43,11 +43,9 @@ func commands() []command {
 		{"hdel", always, func(key string) []any { return []any{"hdel", key, "a"} }},
 		{"zadd", always, func(key string) []any { return []any{"zadd", key, "a", "b"} }}, // a is no score
 		{"zrem", always, func(key string) []any { return []any{"zrem", key, "a"} }},
-		{"zcard", always, func(key string) []any { return []any{"zcard", key} }},
 		{"zscore", always, func(key string) []any { return []any{"zscore", key, "a"} }},
 		{"zcount", always, func(key string) []any { return []any{"zcount", key, 0, 0} }},
 		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
-		{"zremrangebyscore", always, func(key string) []any { return []any{"zremrangebyscore", key, 0, 0} }},
 		{"persist", always, func(key string) []any { return []any{"persist", key} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},

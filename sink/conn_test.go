@@ -144,7 +144,7 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 
 // neededRights is the rule that docs/operations.md gives.
 const neededRights = "resetkeys ~t:* ~top ~top:0:* ~inv:* resetchannels -@all " +
-	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +flushdb"
+	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +hdel +zadd +zrem +zscore +zcount +zrangebyscore +select +flushdb"
 
 // clusterRights come on top of them in a cluster.
 const clusterRights = "+cluster|slots +cluster|nodes +asking"
@@ -163,7 +163,10 @@ func TestACL(t *testing.T) {
 	}
 	setUser(neededRights)
 	url := "redis://cdc:hunter2@" + s.Address() + "/1"
-	r := attached(t, url)
+	r := attached(t, url, longAgo)
+	if err := holdAndDrain(t, r); err != nil {
+		t.Fatal(err)
+	}
 	all := append(deletes(plain(t), "t:7:user:1"), purgeOf(plain(t), "7"), purgeOf(versioned(t), ""),
 		mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: []byte("t:7:search")})
 	for _, dedicated := range []bool{false, true} {
@@ -195,7 +198,7 @@ func TestACL(t *testing.T) {
 		setUser(neededRights)
 		setUser("-" + name)
 		c.ScriptFlush(t.Context())
-		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" })
+		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" }, longAgo)
 		_, err := r.Attach(t.Context())
 		if err == nil {
 			err = r.StartGeneration(t.Context(), testSource)
@@ -208,6 +211,9 @@ func TestACL(t *testing.T) {
 		}
 		if err == nil {
 			err = r.PurgeAll(t.Context(), nil, nil)
+		}
+		if err == nil {
+			err = holdAndDrain(t, r)
 		}
 		var e *Error
 		if !errors.As(err, &e) || !e.Configuration() || !strings.Contains(err.Error(), "ACL SETUSER") {

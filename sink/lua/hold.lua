@@ -50,7 +50,8 @@ if ARGV[4] == '' then
   return 'ok'
 end
 for i = 2, 3 do
-  redis.call('ZREMRANGEBYSCORE', KEYS[i], '+inf', '+inf')
+  local old = redis.call('ZRANGEBYSCORE', KEYS[i], '+inf', '+inf')
+  if #old > 0 then redis.call('ZREM', KEYS[i], unpack(old)) end
   redis.call('ZADD', KEYS[i], '+inf', '! ' .. ARGV[5])
 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[4])

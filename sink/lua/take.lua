@@ -64,6 +64,6 @@ if #found == 0 and n > 0 then
   end
 end
 local first = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-local out = {'ok', redis.call('ZCARD', KEYS[2]) - 1, first[2] or ''}
+local out = {'ok', redis.call('ZCOUNT', KEYS[2], '-inf', '(+inf'), first[2] or ''}
 for i = 1, #found do out[3 + i] = found[i] end
 return out

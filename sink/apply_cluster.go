@@ -60,13 +60,18 @@ func (r *Redis) applyCluster(ctx context.Context, be *backend, d delivery) error
 		case e.Op == mapping.OpDelete:
 			s := singles.get(n)
 			s.key.b = e.Key
-			cmds = append(p.oneCmd[:0], s.cmd)
+			cmds = []redis.Cmder{s.cmd}
 		case e.Op == mapping.OpAdvance:
 			for _, stream := range streams {
 				adv := r.scripts.advance.command(ctx, []any{&keyArg{b: e.Key}}, []any{stream, e.CommitLSN.Hex()})
 				p.advances = append(p.advances, adv)
 				cmds = append(cmds, adv)
 			}
+		case e.Op == mapping.OpSoft:
+			call := newSoftCall(e.Family.Class.FailSafe)
+			mark := r.scripts.soft.command(ctx, []any{&keyArg{b: e.Key}}, append(call.args, r.served(e)))
+			p.marks = append(p.marks, mark)
+			cmds = []redis.Cmder{mark}
 		}
 		for _, cmd := range cmds {
 			if err := be.route(ctx, nodes, e.Key, cmd); err != nil {

@@ -293,6 +293,7 @@ func (r *Redis) holds(e *ordering.Entry, now int64) (*heldSet, int64) {
 // The letters of members. Purges are not held, and what looks keys up was resolved before.
 const (
 	letterDelete  = 'd'
+	letterSoft    = 's'
 	letterAdvance = 'a'
 )
 
@@ -300,6 +301,8 @@ func opLetter(op mapping.Op) byte {
 	switch op {
 	case mapping.OpDelete:
 		return letterDelete
+	case mapping.OpSoft:
+		return letterSoft
 	case mapping.OpAdvance:
 		return letterAdvance
 	}

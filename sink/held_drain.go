@@ -192,7 +192,11 @@ func parseTaken(reply []any, own string) (taken, error) {
 // heldBatch makes a batch of what was taken. A family that the plan does not have, or has
 // with another policy by now, is settled by removing the key.
 func (r *Redis) heldBatch(s *heldSet, t Take, taken taken) *ordering.Batch {
-	b := ordering.NewBatch()
+	if r.due == nil {
+		r.due = ordering.NewBatch()
+	}
+	b := r.due
+	b.Reset()
 	r.shadowMu.Lock()
 	sent := r.shadow.Sent // every held entry was covered by it when it was put in
 	r.shadowMu.Unlock()
@@ -211,8 +215,11 @@ func (r *Redis) heldBatch(s *heldSet, t Take, taken taken) *ordering.Batch {
 			}
 		}
 		inv := mapping.Invalidation{Op: mapping.OpDelete, Family: family, Key: key}
-		if letter == letterAdvance {
+		switch {
+		case letter == letterAdvance:
 			inv.Op = mapping.OpAdvance
+		case letter == letterSoft && family.Soft:
+			inv.Op = mapping.OpSoft
 		}
 		// A transaction of its own each, for each has its own commit time.
 		b.Add(&ordering.Txn{XID: uint32(i + 1), CommitLSN: sent, CommitTime: taken.deadlines[i].Add(-s.hold)}, &inv)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 )
 
 const (
@@ -35,8 +36,8 @@ type Options struct {
 	Region     string
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: metrics are kept but not registered
-	SourceNow  func() time.Time      // the source's clock, as far as it is known; nil for the own
 	OnScan     func()                // called after each page of a purge, which may take long; may be nil
+	SourceNow  func() time.Time      // the source's clock, which commit times are of; nil for this machine's
 }
 
 // Redis applies batches to one Redis: a server, a sentinel group or a cluster.
@@ -48,8 +49,8 @@ type Options struct {
 type Redis struct {
 	endpoint   *endpoint
 	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
-	prefix     string
 	controlKey string
+	prefix     string // of the sink's own keys
 	region     string
 	slot       string
 	dedicated  bool
@@ -67,12 +68,14 @@ type Redis struct {
 
 	mu       sync.Mutex // the applier
 	plan     plan
+	members  *ordering.Batch // of an entity's dependents, made when first needed
 	verified time.Time
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
 
 	// Held invalidations, see held.go; of the applier's lock.
 	sets         map[string]*heldSet // in use, by class
+	due          *ordering.Batch     // what is being drained, made when first needed
 	passed       time.Time           // begin of the last pass over all of them; zero before the first
 	replayWindow time.Duration
 	replayHeld   map[string]bool // cluster: classes whose applied ones are to be applied again
@@ -134,7 +137,7 @@ func Open(o Options) (*Redis, error) {
 		replayHeld:   make(map[string]bool),
 	}
 	if r.sourceNow == nil {
-		r.sourceNow = func() time.Time { return r.now() }
+		r.sourceNow = time.Now
 	}
 	r.login.Store(e)
 	r.backend.Store(r.newBackend())

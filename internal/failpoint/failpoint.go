@@ -30,6 +30,10 @@ const (
 // noticed by the log or not at all.
 const CatalogLook Point = "catalog_look"
 
+// Forgetting is when keys that depend on an entity are dealt with, and are still
+// registered under it. Only a change of an entity gets there.
+const Forgetting Point = "forgetting"
+
 // Points lists those of a transaction.
 func Points() []Point {
 	return []Point{Received, Decoded, Taken, Gated, Applied, Checkpointed, Confirming, Confirmed, Purging}

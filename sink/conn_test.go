@@ -149,6 +149,9 @@ const neededRights = "resetkeys ~t:* ~top ~top:*:* ~page:* ~kept:* ~inv:* resetc
 	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist" +
 	" +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +hdel +zadd +zcount +select +flushdb"
 
+// streamRight comes on top of them with a stream.
+const streamRight = " +xadd"
+
 // clusterRights come on top of them in a cluster.
 const clusterRights = "+cluster|slots +cluster|nodes +asking"
 
@@ -164,9 +167,10 @@ func TestACL(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	neededRights := neededRights + streamRight
 	setUser(neededRights)
 	url := "redis://cdc:hunter2@" + s.Address() + "/1"
-	r := attached(t, url, longAgo)
+	r := attached(t, url, streamed, longAgo)
 	if err := holdAndDrain(t, r); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +216,7 @@ func TestACL(t *testing.T) {
 		setUser("-" + name)
 		c.ScriptFlush(t.Context())
 		cached()
-		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" }, longAgo)
+		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" }, streamed, longAgo)
 		_, err := r.Attach(t.Context())
 		if err == nil {
 			err = r.StartGeneration(t.Context(), testSource)

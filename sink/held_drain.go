@@ -260,6 +260,9 @@ func (r *Redis) purgeLost(ctx context.Context, be *backend, s *heldSet, plan *ma
 			return fmt.Errorf("purge of family %s: %w", name, err)
 		}
 	}
+	if err := r.publishPurge(ctx, be); err != nil {
+		return err
+	}
 	next := *s
 	next.nonce = nonce()
 	return r.markHeld(ctx, be, &next, next.mark(), false)

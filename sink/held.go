@@ -112,6 +112,9 @@ func (r *Redis) KeepHeld(ctx context.Context, classes []HeldClass) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	const op = "take held sets into use"
+	if len(classes) == 0 && len(r.sets) == 0 {
+		return nil
+	}
 	be, err := r.ready(ctx)
 	if err != nil {
 		return r.fail(op, "", err)

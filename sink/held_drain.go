@@ -63,11 +63,11 @@ func (r *Redis) drain(ctx context.Context, t Take) (Drained, error) {
 	failpoint.Hit(failpoint.HeldTaken)
 	d := Drained{Applied: len(taken.members), Again: taken.again, Waiting: taken.waiting}
 	s.drained = d.Applied == 0 && d.Waiting == 0
-	var oldest time.Duration
+	var since time.Time
 	if !taken.oldest.IsZero() {
-		oldest = r.sourceNow().Sub(taken.oldest.Add(-s.hold))
+		since = taken.oldest.Add(-s.hold)
 	}
-	r.metrics.held.waiting(s.class, d.Waiting, oldest)
+	r.metrics.held.waiting(s.class, d.Waiting, since, r.sourceNow())
 	if d.Applied == 0 {
 		return d, nil
 	}

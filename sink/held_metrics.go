@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,6 +13,15 @@ type heldMetrics struct {
 	put, coalesced, applied, late, lost *prometheus.CounterVec
 	refused                             prometheus.Counter
 	ages                                *prometheus.HistogramVec
+
+	mu    sync.Mutex
+	waits map[string]heldWait
+}
+
+// heldWait is what a class's set had when it was looked at last.
+type heldWait struct {
+	n     int
+	since time.Time // commit of the oldest; zero without any
 }
 
 func newHeldMetrics() *heldMetrics {
@@ -22,6 +32,7 @@ func newHeldMetrics() *heldMetrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "cdc_invalidator", Subsystem: "held", Name: name, Help: help}, []string{"class"})
 	}
 	return &heldMetrics{
+		waits:     make(map[string]heldWait),
 		now:       gauge("invalidations", "Invalidations that are held back in Redis now (linger, max_rate)."),
 		oldest:    gauge("oldest_seconds", "Time since the commit of the oldest invalidation that is held back; 0 without any."),
 		put:       counter("put_total", "Invalidations that were put into the held set. Resends count again."),
@@ -57,11 +68,37 @@ func (m *heldMetrics) know(class string) {
 func (m *heldMetrics) forget(class string) {
 	m.now.DeleteLabelValues(class)
 	m.oldest.DeleteLabelValues(class)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.waits, class)
 }
 
-func (m *heldMetrics) waiting(class string, n int, oldest time.Duration) {
+// waiting notes what a set has, by the source's clock.
+func (m *heldMetrics) waiting(class string, n int, since, now time.Time) {
+	w := heldWait{n: n, since: since}
 	m.now.WithLabelValues(class).Set(float64(n))
-	m.oldest.WithLabelValues(class).Set(max(0, oldest.Seconds()))
+	m.oldest.WithLabelValues(class).Set(w.age(now).Seconds())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waits[class] = w
+}
+
+func (w heldWait) age(now time.Time) time.Duration {
+	if w.since.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(w.since))
+}
+
+// Held is how many invalidations of a class were held back when it was looked last, a
+// moment ago, and for how long the oldest of them has been. ok is false for a class
+// that is not held back.
+func (r *Redis) Held(class string) (n int, oldest time.Duration, ok bool) {
+	m := r.metrics.held
+	m.mu.Lock()
+	w, ok := m.waits[class]
+	m.mu.Unlock()
+	return w.n, w.age(r.sourceNow()), ok
 }
 
 func (m *heldMetrics) done(class string, n, late int) {

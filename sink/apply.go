@@ -28,7 +28,8 @@ const (
 )
 
 // Apply sends a batch: the checkpoint of the batch before and the position about
-// to be sent, then UNLINKs and version advances in one pipeline, then purges.
+// to be sent, then UNLINKs and version advances in one pipeline, then purges, then what
+// the invalidation stream says of all that.
 // It returns nil only if Redis has acknowledged all of it. After any error the
 // whole batch is to be resent, which is harmless however much of it was applied.
 //
@@ -70,10 +71,15 @@ func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
 	if err != nil {
 		return err
 	}
+	r.news.reset()
 	if err := r.applyKeys(ctx, be, b); err != nil {
 		return err
 	}
-	return r.purgeBatch(ctx, be, b)
+	if err := r.purgeBatch(ctx, be, b); err != nil {
+		r.news.doubt() // dependents that are forgotten already are not found again
+		return err
+	}
+	return r.publishBatch(ctx, be, b)
 }
 
 // applyKeys does what a batch asks for of single keys.
@@ -94,7 +100,8 @@ func (r *Redis) applyKeys(ctx context.Context, be *backend, b *ordering.Batch) e
 	}
 }
 
-// served is for how long a key may still be served, in ms for soft.lua. It is counted from its oldest commit, since a value that was marked late is no younger for it.
+// served is for how long a key may still be served, in ms for soft.lua. It is counted from
+// its oldest commit, since a value that was marked late is no younger for it.
 func (r *Redis) served(e ordering.Entry) string {
 	left := e.Family.StaleFor - r.sourceNow().Sub(e.CommitTime)
 	return strconv.FormatInt(max(0, left.Milliseconds()), 10)

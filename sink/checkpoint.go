@@ -209,6 +209,12 @@ func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
 		r.shadowMu.Unlock()
 		return r.fail(op, "", err)
 	}
+	// Before anything is purged: what readers have in their own memory is not proved either.
+	r.news.attach()
+	r.news.everything()
+	if err := r.publish(ctx, be); err != nil {
+		return r.fail(op, "", err)
+	}
 	r.log.Info("new generation", "generation", fmt.Sprintf("%08x", next), "system_id", src.SystemID, "timeline", src.Timeline)
 	return nil
 }

@@ -149,6 +149,9 @@ const neededRights = "resetkeys ~t:* ~top ~top:*:* ~page:* ~kept:* ~inv:* resetc
 	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist" +
 	" +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +select +flushdb"
 
+// streamRight comes on top of them with a stream.
+const streamRight = " +xadd"
+
 // clusterRights come on top of them in a cluster.
 const clusterRights = "+cluster|slots +cluster|nodes +asking"
 
@@ -164,9 +167,10 @@ func TestACL(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	neededRights := neededRights + streamRight
 	setUser(neededRights)
 	url := "redis://cdc:hunter2@" + s.Address() + "/1"
-	r := attached(t, url)
+	r := attached(t, url, streamed)
 	all := append(deletes(plain(t), "t:7:user:1"), purgeOf(plain(t), "7"), purgeOf(versioned(t), ""),
 		mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: []byte("t:7:search")},
 		mapping.Invalidation{Op: mapping.OpSoft, Family: family(t, "kept"), Key: []byte("kept:1")},
@@ -209,7 +213,7 @@ func TestACL(t *testing.T) {
 		setUser("-" + name)
 		c.ScriptFlush(t.Context())
 		cached()
-		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" })
+		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" }, streamed)
 		_, err := r.Attach(t.Context())
 		if err == nil {
 			err = r.StartGeneration(t.Context(), testSource)

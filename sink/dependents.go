@@ -72,6 +72,7 @@ func (r *Redis) takeMembers(entity *mapping.Entity, chunk []string, at ordering.
 			inv.Op, inv.Family = mapping.OpSoft, f
 		}
 		r.members.Add(&tx, &inv)
+		r.news.add(inv.Key)
 	}
 }
 

@@ -68,6 +68,7 @@ type Redis struct {
 	mu       sync.Mutex // the applier
 	plan     plan
 	members  *ordering.Batch // of an entity's dependents, made when first needed
+	news     *stream         // nil when it is switched off
 	verified time.Time
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
@@ -126,6 +127,7 @@ func Open(o Options) (*Redis, error) {
 	if r.sourceNow == nil {
 		r.sourceNow = time.Now
 	}
+	r.news = newStream(o.Config, prefix, o.Slot, m)
 	r.login.Store(e)
 	r.backend.Store(r.newBackend())
 	return r, nil
@@ -194,6 +196,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.highest = max(r.highest, c.Generation)
 	r.shadowMu.Unlock()
 	r.havePend = false
+	r.news.attach()
 	r.verified = r.now()
 	r.metrics.attached.Inc()
 	return c, nil

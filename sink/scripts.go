@@ -30,6 +30,9 @@ var softSource string
 //go:embed lua/dependents.lua
 var dependentsSource string
 
+//go:embed lua/publish.lua
+var publishSource string
+
 // script is a Lua script that is called by its hash only. redis.Script is not
 // used: inside a pipeline it has no answer to NOSCRIPT, and outside of one it
 // sends EVAL, which hides that a node lost its scripts.
@@ -41,7 +44,7 @@ type script struct {
 // scripts holds all that the sink calls. Each new connection loads them, since a
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
-	checkpoint, install, state, epoch, advance, soft, dependents script
+	checkpoint, install, state, epoch, advance, soft, dependents, publish script
 }
 
 func newScripts() *scripts {
@@ -53,6 +56,7 @@ func newScripts() *scripts {
 		advance:    script{source: advanceSource},
 		soft:       script{source: softSource},
 		dependents: script{source: dependentsSource},
+		publish:    script{source: publishSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -62,7 +66,7 @@ func newScripts() *scripts {
 }
 
 func (s *scripts) all() []*script {
-	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents}
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

@@ -76,7 +76,7 @@ func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpo
 	return r.scripts.checkpoint.command(ctx, []any{r.controlKey}, args)
 }
 
-// nodesAfter is what a checkpoint may say of the nodes: in a cluster whose
+// nodesAfter is what a checkpoint may say of the nodes: where the
 // primaries changed, those that are there now have everything only when the replay
 // has come back to where the old ones were.
 func (r *Redis) nodesAfter(c *Checkpoint) string {

@@ -51,10 +51,13 @@ type Control struct {
 	Reason     string
 	StateSince time.Time
 	Updated    time.Time // the writer's clock
+	// NodesChanged says that the primaries are not those of the last checkpoint, in
+	// process or history: writes that they had acknowledged may be lost.
+	NodesChanged bool
 
 	held     map[string]string // mark by class, see held.go; never changed in place
 	writer   string
-	nodes    string // cluster: fingerprint of the primaries that have all up to Applied
+	nodes    string // fingerprint of the primaries that have all up to Applied
 	revision uint64 // of the state
 }
 

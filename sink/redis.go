@@ -167,7 +167,9 @@ func (r *Redis) Close() error {
 // hash speaks for the primary that holds it only. Where the primaries are no
 // longer those of the last checkpoint any of them may have lost writes, and Applied
 // is 0: replay starts at the slot's confirmed position, which is kept behind by the
-// replay window for that (End still says how far it had come). A Control that was
+// replay window for that (End still says how far it had come). NodesChanged says so of any
+// kind of server: what no replay brings back, such as what readers wrote there, may be
+// lost. A Control that was
 // not found on a node that changed proves nothing: a gap, unless the server is
 // known to be empty.
 func (r *Redis) Attach(ctx context.Context) (Control, error) {
@@ -202,16 +204,14 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	be.guard.seal(ids)
 	r.shadowMu.Lock()
 	r.shadow = c
-	r.nodes = ""
-	if be.cluster != nil {
-		r.nodes = fingerprint(ids)
-		if c.Found && c.nodes != r.nodes {
-			c.Applied = 0
-			// The slot's own replay does not reach back to what was held for longer.
-			r.replayFrom = r.sourceNow().Add(replayMargin).UnixMilli()
-			for class := range r.sets {
-				r.replayHeld[class] = true
-			}
+	r.nodes = fingerprint(ids)
+	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes
+	if be.cluster != nil && c.Found && c.nodes != r.nodes {
+		c.Applied = 0
+		// The slot's own replay does not reach back to what was held for longer.
+		r.replayFrom = r.sourceNow().Add(replayMargin).UnixMilli()
+		for class := range r.sets {
+			r.replayHeld[class] = true
 		}
 	}
 	r.highest = max(r.highest, c.Generation)

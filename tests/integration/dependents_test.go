@@ -11,6 +11,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 )
 
 const dependentsMappings = `
@@ -238,4 +240,36 @@ func (w *world) wantMarked(atMost time.Duration, keys ...string) {
 			w.t.Errorf("%s is kept for %v, want %v at most", key, ttl, atMost)
 		}
 	}
+}
+
+// A Redis that comes back with data of a moment ago may have a reader's lease and not what it
+// registered after that: the daemon cannot know, so nothing stays.
+func TestLostRegistrationsAreAGap(t *testing.T) {
+	pg := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
+	rd := servertest.PrivateRedis(t, localserver.RedisOptions{})
+	w := newWorldOn(t, servertest.NewDatabase(t, pg, "shop").URL, rd.URL(), dependentsSchema, dependentsMappings)
+	p := w.start()
+	w.put("page:1")
+	if err := w.rdb.Save(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.register("seller:2", "page page:1")
+	rd.Kill()
+	if err := rd.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("Redis is there", func() bool { return w.rdb.Ping(t.Context()).Err() == nil })
+	if err := w.rdb.SetXX(t.Context(), "page:1", "filled", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.registered("seller:2"); len(left) != 0 {
+		t.Fatalf("%q came back: the test proves nothing", left)
+	}
+	w.exec(`UPDATE sellers SET name = 'n' WHERE id = 2`)
+	w.settle(p)
+	w.want("search") // the version that a purge moves
+	if p.logged("may have lost what depends") == 0 {
+		t.Error("the log does not say why")
+	}
+	p.stop()
 }

@@ -17,7 +17,7 @@ type scenario struct {
 // TestConsistency runs all scenarios and prints their table.
 func TestConsistency(t *testing.T) {
 	var all report
-	for _, sc := range slices.Concat(controls()) {
+	for _, sc := range slices.Concat(libraryScenarios(), controls()) {
 		if sc.long && !longForm() {
 			continue
 		}

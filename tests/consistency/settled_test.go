@@ -22,15 +22,19 @@ const holdMax = 1500 * time.Millisecond
 func (w *world) settleAll(p *process) {
 	w.t.Helper()
 	w.settle(p)
-	now := query[int64](w, "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")
-	want := now
-	if strings.Contains(mappingsYAML, "linger") {
-		want += holdMax.Microseconds()
-	}
+	want := holdMax.Microseconds() + query[int64](w, "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")
 	w.eventually("the cache is fresh as of now", func() bool {
-		f, err := strconv.ParseInt(w.control()["fresh_as_of"], 16, 64)
-		return err == nil && f > want
+		return w.freshAsOf() > want
 	})
+}
+
+// freshAsOf as the daemon says it, us since 1970 by the source's clock; 0 when it does not.
+func (w *world) freshAsOf() int64 {
+	f, err := strconv.ParseInt(w.control()["fresh_as_of"], 16, 64)
+	if err != nil {
+		return 0
+	}
+	return f
 }
 
 // compareCached is check 2: every value that is cached must be its row. It scans Redis

@@ -111,15 +111,25 @@ type pause struct {
 }
 
 // next stops the next load of a cell. Called twice, it stops the next two.
-func (p *pauses) next(c cell) *pause {
+func (p *pauses) next(c cell) *pause { return p.nextUntil(c, make(chan struct{})) }
+
+// nextUntil is next with a channel that may be shared by several pauses.
+func (p *pauses) nextUntil(c cell, resume chan struct{}) *pause {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.armed == nil {
 		p.armed = map[string][]*pause{}
 	}
-	x := &pause{reached: make(chan struct{}), resume: make(chan struct{})}
+	x := &pause{reached: make(chan struct{}), resume: resume}
 	p.armed[c.String()] = append(p.armed[c.String()], x)
 	return x
+}
+
+// disarm forgets the pauses that no load has come to.
+func (p *pauses) disarm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.armed = nil
 }
 
 // pass is called by a load.

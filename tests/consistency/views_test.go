@@ -142,12 +142,17 @@ func (c cell) parts(rows int64) []part {
 func (v *view) cells(rows int64) []cell {
 	var out []cell
 	for row := range rows {
-		out = append(out, cell{view: v, row: row})
-		if v.byName {
-			out = append(out, cell{view: v, row: row, name: 1})
-		}
+		out = append(out, v.cellsOf(row)...)
 	}
 	return out
+}
+
+// cellsOf a row.
+func (v *view) cellsOf(row int64) []cell {
+	if v.byName {
+		return []cell{{view: v, row: row}, {view: v, row: row, name: 1}}
+	}
+	return []cell{{view: v, row: row}}
 }
 
 // querier is a connection or a transaction.
@@ -181,6 +186,17 @@ func (c cell) query(ctx context.Context, q querier, rows int64) ([]int64, error)
 
 // absent says that a cell shows no row at all.
 func absent(shown []int64) bool { return len(shown) == 1 && shown[0] == 0 }
+
+// plainKey is the data key of a cell, of a family without versions.
+func plainKey(c cell) string {
+	switch c.view.family {
+	case item, soft, page:
+		return fmt.Sprintf("%s:%d", c.view.family, c.row)
+	case lingering:
+		return fmt.Sprintf("linger:%d", c.row)
+	}
+	panic("plainKey of " + c.view.family)
+}
 
 // familyOf a data key; "" for keys of the daemon and for version keys.
 func familyOf(key string) string {

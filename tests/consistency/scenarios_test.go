@@ -31,7 +31,7 @@ func libraryScenarios() []scenario {
 		{name: "library/small Redis evicts", long: true, options: ownRedis, run: smallRedis},
 		{name: "library/daemon killed at every point", run: daemonKilledAtPoints},
 		{name: "library/daemon killed in a loop", long: true, run: daemonKilledInALoop},
-		{name: "library/daemon stopped", run: daemonStopped},
+		{name: "library/daemon stopped", long: true, run: daemonStopped},
 		{name: "library/Redis restarted empty", options: ownRedis, run: redisRestartedEmpty},
 		{name: "library/Redis restarted with old data", long: true, options: ownRedis, run: redisRestartedOld},
 		{name: "library/Redis hangs", long: true, options: ownRedis, run: redisHangs},

@@ -122,17 +122,14 @@ func daemonKilledAtPoints(s *stage) {
 		d.kill()
 		s.settleOnce(views, a)
 		d = s.launch(fmt.Sprintf("CDC_FAILPOINT=%s:2", point))
-		row := int64(0)
-		s.eventually("the daemon has been killed at "+string(point), func() bool {
-			if d.ended() {
-				return true
+		for row := int64(0); !d.ended(); row++ {
+			if row == s.rows/2 {
+				s.t.Fatalf("the daemon never got to %s twice", point)
 			}
-			if row < s.rows/2 {
-				s.change(row)
-				row++
-			}
-			return false
-		})
+			// One change a batch. What the last one left stale, the next does not mend.
+			s.change(row)
+			s.eventually("it is applied, or the daemon has been killed", func() bool { return d.ended() || s.appliedAll() })
+		}
 		d = s.world.start()
 		s.compareCached()
 		for _, v := range views {

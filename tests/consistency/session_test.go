@@ -1,11 +1,15 @@
 package consistency
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/anishathalye/porcupine"
 	"github.com/jackc/pgx/v5"
@@ -22,20 +26,9 @@ type operation struct {
 
 // register is what a session sees of a cell: what it wrote last. Reads that it makes at
 // the same time, in several processes, must all see that.
+// registerModel is of one cell.
 func registerModel() porcupine.Model {
 	return porcupine.Model{
-		Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-			by := map[string][]porcupine.Operation{}
-			for _, op := range history {
-				c := op.Input.(operation).cell
-				by[c] = append(by[c], op)
-			}
-			var out [][]porcupine.Operation
-			for _, ops := range by {
-				out = append(out, ops)
-			}
-			return out
-		},
 		Init: func() any { return int64(-1) }, // not known: whatever is read first
 		Step: func(state, input, output any) (bool, any) {
 			op := input.(operation)
@@ -53,6 +46,25 @@ func registerModel() porcupine.Model {
 			return fmt.Sprintf("%s is %s", op.cell, stateName(output.(int64)))
 		},
 	}
+}
+
+func byCell(history []porcupine.Operation) map[string][]porcupine.Operation {
+	by := map[string][]porcupine.Operation{}
+	for _, op := range history {
+		c := op.Input.(operation).cell
+		by[c] = append(by[c], op)
+	}
+	return by
+}
+
+// describe the end of a history, for who has to find out why.
+func describe(ops []porcupine.Operation) string {
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	var b strings.Builder
+	for _, op := range ops[max(0, len(ops)-40):] {
+		fmt.Fprintf(&b, "  %12s to %12s  client %d: %s\n", time.Duration(op.Call), time.Duration(op.Return), op.ClientId, registerModel().DescribeOperation(op.Input, op.Output))
+	}
+	return b.String()
 }
 
 // The model must refuse a read of what was replaced.
@@ -87,7 +99,11 @@ func sessionsDaemonStopped(s *stage) {
 	d := s.world.start()
 	fleet := s.libraries(3)
 	views := viewsOf(item, listed, lingering, soft)
-	for range 2 {
+	rounds := 1
+	if longForm() {
+		rounds = 4
+	}
+	for range rounds {
 		s.settleAll(d)
 		for _, l := range fleet {
 			s.readAll(views, l)
@@ -123,8 +139,10 @@ func (s *stage) playSessions(fleet []*library, views []*view, writes int) {
 				s.t.Errorf("session %d: %v", i, err)
 				return
 			}
-			if porcupine.CheckOperationsTimeout(registerModel(), history, patience) != porcupine.Ok {
-				s.t.Errorf("the history of session %d is not linearizable: a read with a token missed the session's own write", i)
+			for cell, ops := range byCell(history) {
+				if porcupine.CheckOperationsTimeout(registerModel(), ops, patience) != porcupine.Ok {
+					s.t.Errorf("session %d: its history of %s is not linearizable: a read with a token missed the session's own write\n%s", i, cell, describe(ops))
+				}
 			}
 		})
 	}
@@ -155,7 +173,9 @@ func (s *stage) session(fleet []*library, views []*view, row int64, writes int) 
 		for _, v := range views {
 			for _, c := range v.cellsOf(row) {
 				p := c.parts(s.rows)[0]
+				mu.Lock()
 				history = append(history, porcupine.Operation{ClientId: 0, Input: operation{c.String(), true, p.shows(n)}, Call: int64(from), Output: int64(0), Return: int64(to)})
+				mu.Unlock()
 				for id, l := range fleet {
 					wg.Go(func() {
 						from := s.history.now()

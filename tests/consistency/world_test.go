@@ -300,11 +300,18 @@ func (w *world) settle(p *process) {
 		if p.ended() {
 			w.t.Fatalf("the daemon ended: %v\n%s", p.err, p.log.String())
 		}
-		c := w.control()
-		end, err := lsn.ParseHex(c["end"])
-		return err == nil && end >= now && c["state"] == "ok"
+		return w.control()["state"] == "ok" && w.reached(now)
 	})
 }
+
+// reached says whether everything up to a position is applied.
+func (w *world) reached(position lsn.LSN) bool {
+	end, err := lsn.ParseHex(w.control()["end"])
+	return err == nil && end >= position
+}
+
+// appliedAll says whether everything that was committed before the call is applied.
+func (w *world) appliedAll() bool { return w.reached(w.position()) }
 
 // position of the source's log: everything that has committed lies below.
 func (w *world) position() lsn.LSN {

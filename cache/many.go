@@ -91,7 +91,7 @@ func (m *many[T]) cached(ctx context.Context) error {
 			return err
 		}
 		if cached {
-			if out, ok := v.fromL1(key, m.token); ok {
+			if out, ok := v.fromL1(key, m.token, now); ok {
 				m.take(i, &out)
 				continue
 			}

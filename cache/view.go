@@ -107,7 +107,7 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	}
 	now := time.Now()
 	if cached {
-		if out, ok := v.fromL1(key, token); ok {
+		if out, ok := v.fromL1(key, token, now); ok {
 			return out, nil
 		}
 	}

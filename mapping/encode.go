@@ -51,6 +51,9 @@ func AppendEncoded(dst, value []byte) []byte {
 	return append(dst, value[start:]...)
 }
 
+// AppendNull appends NULL as it stands in keys.
+func AppendNull(dst []byte) []byte { return append(dst, nullToken...) }
+
 var errEncoding = errors.New("not the encoding of a value")
 
 // Decode is the inverse of AppendEncoded. null is true for NULL.

@@ -20,9 +20,6 @@ func TestExampleFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := f.NotInForce(); len(n) > 0 {
-		t.Errorf("the example uses what is not in force: %v", n)
-	}
 	if f.Source.Region != "local" || f.Source.Heartbeat != 300*time.Millisecond || f.Source.URL.Reveal() != "postgres://shop:secret@db/shop" {
 		t.Errorf("source %+v", f.Source)
 	}

@@ -24,7 +24,7 @@ type ExplainedKey struct {
 	Family string    `json:"family"`
 	Class  string    `json:"class"`
 	Image  string    `json:"image"` // old or new
-	Op     string    `json:"op"`    // delete, advance, purge or lookup
+	Op     string    `json:"op"`    // delete, soft, advance, dependents, purge or lookup
 	Key    string    `json:"key,omitempty"`
 	Tenant *string   `json:"tenant,omitempty"` // encoded
 	Guard  string    `json:"guard"`            // what keeps it inside of its tenant

@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -13,6 +14,14 @@ type Family struct {
 	TenantVar string // "" when the family has no tenants
 	TTL       time.Duration
 	Versioned bool
+	// Soft says that an invalidation marks a value as stale instead of removing it:
+	// it may be served until StaleFor after its row's change.
+	Soft        bool
+	StaleFor    time.Duration
+	NegativeTTL time.Duration // how long readers remember that there is no row; 0 for not at all
+	// Entity is set of what stands for the dependents of an entity instead of for keys
+	// of its own. Its template is that of the entity's name.
+	Entity *Entity
 
 	key     *Template
 	version *Template // nil unless Versioned
@@ -36,6 +45,9 @@ func (f *Family) Pattern(tenant []byte) string {
 	}
 	return f.target().Pattern(values)
 }
+
+// DataPattern is a glob for the family's data keys, under any version.
+func (f *Family) DataPattern() string { return f.key.Pattern(nil) }
 
 // AbsentPattern is a SCAN glob for the data keys of a versioned family as readers
 // name them while there is no version key: no version key that moves revokes those.
@@ -76,15 +88,51 @@ func (f *Family) Version(vars map[string]string) (string, error) {
 	return render(f.version, vars)
 }
 
-func render(t *Template, vars map[string]string) (string, error) {
-	var key []byte
+// AppendValue appends the value of a variable as it stands in keys, with
+// AppendEncoded or AppendNull. VersionVar it appends as it is.
+type AppendValue func(dst []byte, variable string) ([]byte, error)
+
+// AppendKey is Key for who renders many keys: value is asked for each variable in
+// turn, NULL can be among them, and nothing is allocated but by dst.
+func (f *Family) AppendKey(dst []byte, value AppendValue) ([]byte, error) {
+	return f.key.appendKey(dst, value)
+}
+
+// AppendVersionKey is AppendKey for the version key of a versioned family.
+func (f *Family) AppendVersionKey(dst []byte, value AppendValue) ([]byte, error) {
+	if !f.Versioned {
+		return nil, fmt.Errorf("family %s is not versioned", f.Name)
+	}
+	return f.version.appendKey(dst, value)
+}
+
+// Vars are the variables that a reader gives values for: those of the key, without
+// the version, which it looks up.
+func (f *Family) Vars() []string {
+	if !f.Versioned {
+		return f.key.vars
+	}
+	return slices.DeleteFunc(slices.Clone(f.key.vars), func(v string) bool { return v == VersionVar })
+}
+
+func (t *Template) appendKey(dst []byte, value AppendValue) ([]byte, error) {
+	var err error
 	for i, v := range t.vars {
+		dst = append(dst, t.lits[i]...)
+		if dst, err = value(dst, v); err != nil {
+			return nil, err
+		}
+	}
+	return append(dst, t.lits[len(t.vars)]...), nil
+}
+
+func render(t *Template, vars map[string]string) (string, error) {
+	key, err := t.appendKey(nil, func(dst []byte, v string) ([]byte, error) {
 		value, ok := vars[v]
 		if !ok {
-			return "", fmt.Errorf("key %s: no value for {%s}", t, v)
+			return nil, fmt.Errorf("key %s: no value for {%s}", t, v)
 		}
-		key = append(key, t.lits[i]...)
-		key = AppendEncoded(key, []byte(value))
-	}
-	return string(append(key, t.lits[len(t.vars)]...)), nil
+		return AppendEncoded(dst, []byte(value)), nil
+	})
+	return string(key), err
 }

@@ -7,10 +7,12 @@ type Op uint8
 
 // The operations.
 const (
-	OpDelete  Op = iota + 1 // remove Key
-	OpAdvance               // move the version key Key forward to the change's commit
-	OpPurge                 // remove the whole family, or all of one tenant in it
-	OpLookup                // ask the source which keys, after the gate
+	OpDelete     Op = iota + 1 // remove Key
+	OpAdvance                  // move the version key Key forward to the change's commit
+	OpPurge                    // remove the whole family, or all of one tenant in it
+	OpLookup                   // ask the source which keys, after the gate
+	OpSoft                     // mark Key as stale; it may be served for its family's StaleFor
+	OpDependents               // make everything stale that readers registered as depending on the entity Key
 )
 
 func (o Op) String() string {
@@ -23,6 +25,10 @@ func (o Op) String() string {
 		return "purge"
 	case OpLookup:
 		return "lookup"
+	case OpSoft:
+		return "soft"
+	case OpDependents:
+		return "dependents"
 	}
 	return "none"
 }
@@ -33,7 +39,7 @@ type Invalidation struct {
 	Op     Op
 	Family *Family
 	Tenant []byte // encoded; nil when the family has no tenants or it is not known
-	Key    []byte // OpDelete and OpAdvance
+	Key    []byte // a key, or the name of an entity; nil of OpPurge and OpLookup
 	Lookup *LookupCall
 }
 
@@ -80,8 +86,13 @@ func (o *Output) Reset() {
 // key adds one that was rendered from the family's target.
 func (o *Output) key(f *Family, tenant, key []byte) {
 	op := OpDelete
-	if f.Versioned {
+	switch {
+	case f.Versioned:
 		op = OpAdvance
+	case f.Entity != nil:
+		op = OpDependents
+	case f.Soft:
+		op = OpSoft
 	}
 	o.Invalidations = append(o.Invalidations, Invalidation{Op: op, Family: f, Tenant: tenant, Key: key})
 }

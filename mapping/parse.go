@@ -35,15 +35,13 @@ const (
 
 // Parse reads a file and checks all of it that can be checked without the servers.
 // An error is of type Faults, and holds all that is wrong in the order of the
-// file. What the file uses and this version does not do yet is no error: see
-// File.NotInForce.
+// file.
 func Parse(name string, data []byte, env Env) (*File, error) {
-	p := &parser{name: name, env: env, nodesLeft: maxNodes, file: &File{Name: name}}
+	p := &parser{name: name, env: env, nodesLeft: maxNodes, file: &File{Name: name}, entities: map[string]int{}}
 	if root := p.load(data); root != nil {
 		p.root = root
 		p.parseFile(root)
 	}
-	p.file.notInForce = p.finish(p.notInForce)
 	if faults := p.finish(p.faults); len(faults) > 0 {
 		return nil, faults
 	}
@@ -59,14 +57,14 @@ type parser struct {
 	file   *File
 	faults Faults
 
-	notInForce Faults
-	nodesLeft  int
-	tooMany    bool
-	secrets    []*yaml.Node // scalars that hold a secret, written out or by reference
-	literal    bool         // a $ stands for itself
+	nodesLeft int
+	tooMany   bool
+	secrets   []*yaml.Node // scalars that hold a secret, written out or by reference
+	literal   bool         // a $ stands for itself
 
 	classes  map[string]*Class   // by name; nil values had faults of their own
 	families map[string]*KeySpec // the same
+	entities map[string]int      // kind -> variables of it
 }
 
 // lineBreak is what YAML counts as one, so that its lines are found again.
@@ -143,13 +141,6 @@ func (p *parser) add(f Fault) {
 // fault notes what is wrong at a node, and what would be right.
 func (p *parser) fault(n *yaml.Node, path, hint, format string, args ...any) {
 	p.add(Fault{Line: n.Line, Col: n.Column, Field: path, Message: fmt.Sprintf(format, args...), Hint: hint})
-}
-
-// pending notes something that is understood but not done yet.
-func (p *parser) pending(n *yaml.Node, path, hint string) {
-	name := path[strings.LastIndexByte(path, '.')+1:]
-	p.notInForce = append(p.notInForce, Fault{File: p.name, Line: n.Line, Col: n.Column, Field: path, Hint: hint,
-		Message: name + " is parsed, but not in force in this version"})
 }
 
 // finish puts faults into the file's order and shows the line of each.

@@ -115,23 +115,23 @@ func TestEverythingIsRead(t *testing.T) {
 	check("source url", s.URL.Reveal(), "postgres://app:hunter2@db/shop")
 	check("source", []any{s.Region, s.Slot, s.Publication, s.Heartbeat}, []any{"eu-west-1", Slot{"shop", true}, Publication{"shop_pub", false}, time.Duration(0)})
 	check("redis url", r.URL.Reveal(), "rediss://cache:6380")
-	check("redis", []any{r.Prefix, r.Dedicated, r.ReplayWindow, r.ScanRate}, []any{"ci:", true, time.Minute, 500})
+	check("redis", []any{r.Prefix, r.Dedicated, r.ReplayWindow, r.ScanRate, r.StreamMaxLength}, []any{"ci:", true, time.Minute, 500, 4096})
 	var classes, keys, mappings []any
 	for _, c := range f.Classes {
 		classes = append(classes, *c)
 	}
 	check("classes", classes, []Class{
-		{"critical", time.Second, 0, 0}, {"important", 30 * time.Second, 200 * time.Millisecond, 0},
-		{"best_effort", 10 * time.Minute, 5 * time.Second, 10}, {"other", time.Second, 0, 0}})
+		{"critical", time.Second, 0, 0, 0, "bypass"}, {"important", 30 * time.Second, 200 * time.Millisecond, 0, 0, "bypass"},
+		{"best_effort", 10 * time.Minute, 5 * time.Second, 10, time.Hour, "serve"}, {"other", time.Second, 0, 0, 0, "bypass"}})
 	for _, k := range f.Keys {
-		keys = append(keys, fmt.Sprint(k.Name, " ", k.Template, " ", k.Version, " ", k.Tenant, " ", k.Class.Name, " ", k.TTL, " ", k.OnInvalidate, " ", k.StaleFor))
+		keys = append(keys, fmt.Sprint(k.Name, " ", k.Template, " ", k.Version, " ", k.Tenant, " ", k.Class.Name, " ", k.TTL, " ", k.OnInvalidate, " ", k.StaleFor, " ", k.NegativeTTL))
 	}
 	check("keys", keys, []string{
-		"user t:{tenant_id}:user:{id} <nil> tenant_id critical 10m0s delete 0s",
-		"page page:{product_id} <nil>  important 0s soft 30s",
-		"search t:{tenant_id}:search:{version}:{query} t:{tenant_id}:search tenant_id best_effort 0s delete 0s",
-		"all all:{version} all  other 0s delete 0s",
-		"price price${id} <nil>  other 0s delete 0s"})
+		"user t:{tenant_id}:user:{id} <nil> tenant_id critical 10m0s delete 0s 1m0s",
+		"page page:{product_id} <nil>  important 0s soft 5s 0s",
+		"search t:{tenant_id}:search:{version}:{query} t:{tenant_id}:search tenant_id best_effort 0s delete 0s 1m0s",
+		"all all:{version} all  other 0s delete 0s 1m0s",
+		"price price${id} <nil>  other 0s delete 0s 1m0s"})
 	for _, m := range f.Mappings {
 		var uses []any
 		for _, u := range m.Keys {
@@ -140,30 +140,10 @@ func TestEverythingIsRead(t *testing.T) {
 		mappings = append(mappings, fmt.Sprint(m.Schema, "/", m.Table, "/", m.Message, m.Insert, m.Update, m.Delete, m.Truncate, m.Columns, m.When, uses, m.Dependents, m.Line, "\n"))
 	}
 	check("mappings", mappings, []string{
-		"public/users/true true true true [][user map[id:id tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 26\n",
-		"shop/Products/true true false false [name]new.status == 'live'[page map[product_id:id] \"\" 0 search map[tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 28\n",
-		"public/sellers/true true true true [][page map[product_id:product_id] \"SELECT id AS product_id\\nFROM products WHERE seller_id = {id}\\n\" 50] [seller:{id}] 33\n",
-		"//cart.changedfalse false false false [][user map[id:user tenant_id:tenant] \"\" 0 price map[id:id] \"\" 0] [] 41\n"})
-}
-
-func TestWhatIsNotInForceIsListedWithItsPlace(t *testing.T) {
-	path := "testdata/good/everything.yaml"
-	f, err := Parse("f", readFile(t, path), testEnv())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, n := range f.NotInForce() {
-		got = append(got, fmt.Sprintf("%d:%d %s", n.Line, n.Col, n.Field))
-		if !strings.Contains(n.Message, "not in force in this version") || n.Excerpt == "" || n.File != "f" {
-			t.Errorf("%+v", n)
-		}
-	}
-	want := "16:39 classes.important.linger\n17:41 classes.best_effort.linger\n17:55 classes.best_effort.max_rate\n" +
-		"21:69 keys.page.on_invalidate\n21:86 keys.page.stale_for\n40:5 mappings[2].dependents"
-	if s := strings.Join(got, "\n"); s != want {
-		t.Errorf("not in force:\n%s\nwant:\n%s", s, want)
-	}
+		"public/users/true true true true [][user map[id:id tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 27\n",
+		"shop/Products/true true false false [name]new.status == 'live'[page map[product_id:id] \"\" 0 search map[tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 29\n",
+		"public/sellers/true true true true [][page map[product_id:product_id] \"SELECT id AS product_id\\nFROM products WHERE seller_id = {id}\\n\" 50] [seller:{id}] 34\n",
+		"//cart.changedfalse false false false [][user map[id:user tenant_id:tenant] \"\" 0 price map[id:id] \"\" 0] [] 42\n"})
 }
 
 const head = "version: 1\nsource: {url: \"${DATABASE_URL}\"}\nredis: {url: \"${REDIS_URL}\"}\n"
@@ -360,4 +340,53 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("parsed, but not compiled: %v", err)
 		}
 	})
+}
+
+func TestHold(t *testing.T) {
+	for _, tc := range []struct {
+		c    Class
+		want time.Duration
+	}{
+		{Class{Staleness: time.Second}, 0},
+		{Class{Staleness: time.Minute, Linger: 5 * time.Second}, 5 * time.Second},
+		{Class{Staleness: time.Minute, MaxRate: 10}, 30 * time.Second},
+		{Class{Staleness: time.Minute, Linger: 40 * time.Second, MaxRate: 10}, 40 * time.Second},
+	} {
+		if got := tc.c.Hold(); got != tc.want || tc.c.Held() != (tc.want > 0) {
+			t.Errorf("%+v: held for %v, want %v", tc.c, got, tc.want)
+		}
+	}
+}
+
+func TestEntities(t *testing.T) {
+	path := "testdata/good/everything.yaml"
+	f, err := Parse(path, readFile(t, path), testEnv())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := Compile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := plan.Entity("buyer"); ok {
+		t.Error("an entity that no mapping has")
+	}
+	seller, ok := plan.Entity("seller")
+	if !ok {
+		t.Fatal("no entity seller")
+	}
+	for _, tc := range []struct {
+		value Value
+		want  string
+	}{{Value{Text: "42"}, "seller:42"}, {Value{Text: "a:b"}, "seller:a%3Ab"}, {Value{}, "seller:"}, {Value{Null: true}, "seller:%-"}} {
+		if got, err := seller.Name(tc.value); err != nil || got != tc.want {
+			t.Errorf("%+v: %q, %v", tc.value, got, err)
+		}
+	}
+	if name, err := seller.Name(); err == nil {
+		t.Errorf("a seller without a value is called %q", name)
+	}
+	if got := DependentsKey("inv:", "seller:42"); got != "inv:dep:seller:42" {
+		t.Errorf("key %s", got)
+	}
 }

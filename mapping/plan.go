@@ -13,6 +13,7 @@ type Plan struct {
 	byName   map[string]*Family
 	tables   map[tableName][]*rule
 	messages map[string][]*rule
+	entities map[string]*Entity // by kind
 }
 
 type tableName struct{ schema, table string }
@@ -36,10 +37,11 @@ type target struct {
 
 // Compile turns a parsed file into a plan.
 func Compile(f *File) (*Plan, error) {
-	p := &Plan{byName: map[string]*Family{}, tables: map[tableName][]*rule{}, messages: map[string][]*rule{}}
+	p := &Plan{byName: map[string]*Family{}, tables: map[tableName][]*rule{}, messages: map[string][]*rule{}, entities: map[string]*Entity{}}
 	for i, k := range f.Keys {
 		fam := &Family{ID: i, Name: k.Name, Class: k.Class, TenantVar: k.Tenant, TTL: k.TTL,
-			Versioned: k.Version != nil, key: k.Template, version: k.Version}
+			Versioned: k.Version != nil, key: k.Template, version: k.Version,
+			Soft: k.OnInvalidate == "soft", StaleFor: k.StaleFor, NegativeTTL: k.NegativeTTL}
 		p.families = append(p.families, fam)
 		p.byName[k.Name] = fam
 	}
@@ -57,6 +59,13 @@ func Compile(f *File) (*Plan, error) {
 				return nil, fmt.Errorf("%s:%d: %w", f.Name, u.Line, err)
 			}
 			r.targets = append(r.targets, t)
+		}
+		for _, t := range m.Dependents {
+			kind, _ := entityKind(t) // the parser has refused what is none
+			if p.entities[kind] == nil {
+				p.entities[kind] = p.newEntity(kind, t, f.strictestClass())
+			}
+			r.targets = append(r.targets, &target{family: p.entities[kind].family, tmpl: t, vars: t.vars})
 		}
 		if m.Message != "" {
 			p.messages[m.Message] = append(p.messages[m.Message], r)

@@ -288,6 +288,7 @@ func (t *testParser) parseExpected(o object, c *TestCase) {
 	}
 	c.want.Keys = strs("keys", `the keys that are deleted: ["user:7"], or [] for none`)
 	c.want.Versions = strs("versions", `the version keys that are moved: ["t:7:search"]`)
+	c.want.Dependents = strs("dependents", `the entities whose dependents become stale: ["seller:7"]`)
 	c.want.Widened = strs("widened", "reasons: "+strings.Join(reasonNames[:], ", "))
 	for _, reason := range c.want.Widened {
 		if e, _ := o.get("widened"); !slices.Contains(reasonNames[:], reason) {
@@ -299,7 +300,7 @@ func (t *testParser) parseExpected(o object, c *TestCase) {
 		c.want.Purges = t.parsePurges(e)
 	}
 	if !found {
-		t.fault(o.node, o.path, `keys: ["user:7"], or keys: [] if nothing becomes stale`, "what is expected is missing: keys, versions or purges")
+		t.fault(o.node, o.path, `keys: ["user:7"], or keys: [] if nothing becomes stale`, "what is expected is missing: keys, versions, dependents or purges")
 	}
 	if e, ok := o.get("lookups"); ok {
 		items, _ := t.list(e, "lookups: [{family: page, with: {id: 3}, rows: [{page_id: 1}]}]")
@@ -366,6 +367,11 @@ func (t *testParser) parsePurges(e entry) []string {
 func (t *testParser) known(n *yaml.Node, path, name string) bool {
 	if t.file.Plan == nil {
 		return true
+	}
+	for _, e := range t.file.Plan.entities {
+		if name == e.family.Name {
+			return true
+		}
 	}
 	if _, ok := t.file.Plan.Family(name); !ok {
 		t.fault(n, path, suggest(name, slices.Sorted(maps.Keys(t.file.Plan.byName))), "%s has no family %q", t.file.Mappings, clip(name))

@@ -10,16 +10,17 @@ import (
 
 // Staleness is what a change makes stale, each list without order or repetition.
 type Staleness struct {
-	Keys     []string `json:"keys"`     // deleted
-	Versions []string `json:"versions"` // moved forward
-	Purges   []string `json:"purges"`   // "family", or "family of tenant 7"
-	Widened  []string `json:"widened"`  // reasons
-	Lookups  []string `json:"lookups"`  // for_each queries: "family {column: value}"
+	Keys       []string `json:"keys"`       // deleted, or marked as stale
+	Versions   []string `json:"versions"`   // moved forward
+	Dependents []string `json:"dependents"` // entities whose dependents become stale
+	Purges     []string `json:"purges"`     // "family", or "family of tenant 7"
+	Widened    []string `json:"widened"`    // reasons
+	Lookups    []string `json:"lookups"`    // for_each queries: "family {column: value}"
 }
 
 // Difference is something expected that did not happen, or the reverse.
 type Difference struct {
-	Kind    string `json:"kind"` // key, version, purge, widened or lookup
+	Kind    string `json:"kind"` // key, version, dependents, purge, widened or lookup
 	Value   string `json:"value"`
 	Missing bool   `json:"missing"` // expected, and did not happen
 }
@@ -64,7 +65,7 @@ func (f *TestFile) Run(c *TestCase) TestResult {
 		kind      string
 		want, got []string
 	}{
-		{"key", c.want.Keys, r.Got.Keys}, {"version", c.want.Versions, r.Got.Versions},
+		{"key", c.want.Keys, r.Got.Keys}, {"version", c.want.Versions, r.Got.Versions}, {"dependents", c.want.Dependents, r.Got.Dependents},
 		{"purge", c.want.Purges, r.Got.Purges}, {"widened", c.want.Widened, r.Got.Widened},
 	} {
 		r.Diff = append(r.Diff, difference(d.kind, d.want, d.got)...)
@@ -121,8 +122,10 @@ func (r *testRun) take(out *Output) {
 	}
 	for _, inv := range out.Invalidations {
 		switch inv.Op {
-		case OpDelete:
+		case OpDelete, OpSoft:
 			r.add("key", string(inv.Key))
+		case OpDependents:
+			r.add("dependents", string(inv.Key))
 		case OpAdvance:
 			r.add("version", string(inv.Key))
 		case OpPurge:
@@ -222,7 +225,7 @@ func (r *testRun) staleness() Staleness {
 	list := func(kind string) []string {
 		return slices.AppendSeq([]string{}, slices.Values(slices.SortedFunc(maps.Keys(r.got[kind]), cmp.Compare)))
 	}
-	return Staleness{Keys: list("key"), Versions: list("version"), Purges: list("purge"), Widened: list("widened"), Lookups: list("lookup")}
+	return Staleness{Keys: list("key"), Versions: list("version"), Dependents: list("dependents"), Purges: list("purge"), Widened: list("widened"), Lookups: list("lookup")}
 }
 
 // note says why a mapping did not count, or counted in doubt.

@@ -12,13 +12,7 @@ type File struct {
 	Classes  []*Class
 	Keys     []*KeySpec
 	Mappings []*MappingSpec
-
-	notInForce Faults
 }
-
-// NotInForce lists what the file uses and this version parses but does not do
-// yet. Who would act on the file refuses it while the list is not empty.
-func (f *File) NotInForce() Faults { return f.notInForce }
 
 // Source is where changes come from.
 type Source struct {
@@ -50,6 +44,8 @@ type Redis struct {
 	Dedicated    bool   // nothing but cached values lies in the database: a gap may flush it
 	ReplayWindow time.Duration
 	ScanRate     int // keys a second that a whole-family purge may look at
+	// StreamMaxLength is how many messages the invalidation stream keeps; 0 for no stream.
+	StreamMaxLength int
 }
 
 // Class is a consistency budget.
@@ -58,7 +54,22 @@ type Class struct {
 	Staleness time.Duration
 	Linger    time.Duration
 	MaxRate   float64 // invalidations a second, 0 for no limit
+	// FailSafe is how much longer values are kept for when the source is down.
+	FailSafe time.Duration
+	OnDoubt  string // "bypass" or "serve"
 }
+
+// Hold is how long after its commit an invalidation of the class may be held back on
+// purpose: 0 for classes whose invalidations are sent at once.
+func (c *Class) Hold() time.Duration {
+	if c.MaxRate > 0 {
+		return max(c.Linger, c.Staleness/2)
+	}
+	return c.Linger
+}
+
+// Held says whether invalidations of the class are held back at all.
+func (c *Class) Held() bool { return c.Hold() > 0 }
 
 // KeySpec is one family as the file describes it.
 type KeySpec struct {
@@ -70,6 +81,7 @@ type KeySpec struct {
 	TTL          time.Duration
 	OnInvalidate string // "delete" or "soft"
 	StaleFor     time.Duration
+	NegativeTTL  time.Duration // 0: that there is no row is not remembered
 }
 
 // MappingSpec is one entry of mappings: the changes of a table, or the logical

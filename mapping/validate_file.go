@@ -220,4 +220,7 @@ func (p *parser) parseRedis(root object) {
 	if e, ok := o.get("scan_rate"); ok {
 		r.ScanRate, _ = p.integer(e, 1, 100_000_000)
 	}
+	if e, ok := o.get("stream_max_length"); ok {
+		r.StreamMaxLength, _ = p.integer(e, 0, 10_000_000)
+	}
 }

@@ -64,20 +64,19 @@ func (p *parser) parseClass(e entry) *Class {
 			if ok && linger >= c.Staleness {
 				p.fault(e.value, e.path, "less than "+c.Staleness.String(), "waiting %s for more invalidations uses up the staleness of %s", linger, c.Staleness)
 			}
-			if linger > 0 {
-				p.pending(e.value, e.path, "leave linger out: every invalidation is sent at once")
-			}
 		}
 	}
 	if e, found := o.get("max_rate"); found {
 		if s, fine := p.scalar(e, rateHint, "!!str", "!!int", "!!float"); fine {
 			if c.MaxRate, fine = parseRate(s.text); !fine {
 				p.fault(s.node, s.path, rateHint, "%s is not a rate", s.quoted())
-			} else {
-				p.pending(s.node, s.path, "leave max_rate out: no class is held back")
 			}
 		}
 	}
+	if e, found := o.get("fail_safe"); found {
+		c.FailSafe, _ = p.duration(e, false)
+	}
+	c.OnDoubt = p.choice(o, "on_doubt", "bypass", "serve")
 	if !ok {
 		return nil
 	}
@@ -130,7 +129,7 @@ func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
 	if !ok {
 		return nil
 	}
-	k := &KeySpec{Name: e.name, OnInvalidate: "delete"}
+	k := &KeySpec{Name: e.name}
 	key, ok := o.need("key", `the template of the key: key: "`+clip(e.name)+`:{id}"`)
 	if ok {
 		k.Template = p.template(key)
@@ -143,7 +142,8 @@ func (p *parser) parseFamily(e entry, c *collisions) *KeySpec {
 	if e, ok := o.get("ttl"); ok {
 		k.TTL, _ = p.duration(e, true)
 	}
-	p.parseFamilySoft(o, k)
+	p.parseNegativeTTL(o, k)
+	p.parseFamilySoft(o, k, versioned)
 
 	tenant, hasTenant := o.get("tenant")
 	if hasTenant {
@@ -191,29 +191,65 @@ func (p *parser) classNames() []string {
 	return names
 }
 
-func (p *parser) parseFamilySoft(o object, k *KeySpec) {
-	if e, ok := o.get("on_invalidate"); ok {
-		if s, ok := p.text(e, "delete or soft"); ok {
-			switch s.text {
-			case "delete":
-			case "soft":
-				k.OnInvalidate = s.text
-				p.pending(s.node, s.path, "leave on_invalidate out: keys are deleted")
-			default:
-				p.fault(s.node, s.path, "delete or soft", "%s is nothing that can be done with a key", s.quoted())
-			}
-		}
+// parseNegativeTTL comes after the ttl, which bounds it.
+func (p *parser) parseNegativeTTL(o object, k *KeySpec) {
+	const usual = time.Minute
+	k.NegativeTTL = usual
+	if k.TTL > 0 {
+		k.NegativeTTL = min(k.TTL, usual)
 	}
-	if e, ok := o.get("stale_for"); ok {
-		k.StaleFor, ok = p.duration(e, true)
-		switch {
-		case !ok:
-		case k.OnInvalidate != "soft":
-			p.fault(e.key, e.path, "add on_invalidate: soft, or leave stale_for out", "stale_for means nothing for keys that are deleted")
-		default:
-			p.pending(e.value, e.path, "leave stale_for out")
-		}
+	if e, ok := o.get("negative_ttl"); ok {
+		k.NegativeTTL, _ = p.duration(e, false)
 	}
+}
+
+// parseFamilySoft comes after the class, whose budget bounds it.
+func (p *parser) parseFamilySoft(o object, k *KeySpec, versioned bool) {
+	k.OnInvalidate = p.choice(o, "on_invalidate", "delete", "soft")
+	soft := k.OnInvalidate == "soft"
+	on, _ := o.get("on_invalidate")
+	if soft && versioned {
+		p.fault(on.value, on.path, "leave on_invalidate out: what was cached under an older version is not looked at any more", "a family with a version cannot be soft")
+	}
+	e, ok := o.get("stale_for")
+	switch {
+	case ok && !soft:
+		p.fault(e.key, e.path, "add on_invalidate: soft, or leave stale_for out", "stale_for means nothing for keys that are deleted")
+		return
+	case !ok && soft:
+		p.fault(on.value, on.path, "stale_for: 5s", "on_invalidate: soft needs stale_for: how long the old value may still be served")
+	}
+	if !ok {
+		return
+	}
+	k.StaleFor, ok = p.duration(e, true)
+	if !ok || k.Class == nil {
+		return
+	}
+	switch c := k.Class; {
+	case k.StaleFor >= c.Staleness:
+		p.fault(e.value, e.path, "less than "+c.Staleness.String(), "a value that is served for %s after its change is older than class %s allows", k.StaleFor, c.Name)
+	case k.StaleFor <= c.Linger:
+		p.fault(e.value, e.path, "more than "+c.Linger.String(), "it is over before the invalidation is sent: class %s waits %s with it", c.Name, c.Linger)
+	}
+}
+
+// choice reads a field that is one of a few words, the first when it is not there.
+func (p *parser) choice(o object, field string, words ...string) string {
+	e, ok := o.get(field)
+	if !ok {
+		return words[0]
+	}
+	want := strings.Join(words, " or ")
+	s, ok := p.text(e, want)
+	if ok && !slices.Contains(words, s.text) {
+		p.fault(s.node, s.path, want, "%s is none of the choices for %s", s.quoted(), field)
+		ok = false
+	}
+	if !ok {
+		return words[0]
+	}
+	return s.text
 }
 
 // template reads a template; nil after a fault.

@@ -142,13 +142,28 @@ func (p *parser) parseTableFields(o object, m *MappingSpec) {
 	if e, ok := o.get("dependents"); ok {
 		if items, ok := p.list(e, `templates of what depends on the row: ["seller:{id}"]`); ok {
 			for _, e := range items {
-				if t := p.template(e); t != nil {
+				if t := p.template(e); t != nil && p.checkEntity(e, t) {
 					m.Dependents = append(m.Dependents, t)
 				}
 			}
 		}
-		p.pending(e.key, e.path, "leave dependents out, or use for_each")
 	}
+}
+
+// checkEntity sees that a template names an entity: readers give its kind and values.
+func (p *parser) checkEntity(e entry, t *Template) bool {
+	const want = `a name, then variables, with colons between: "seller:{id}"`
+	kind, ok := entityKind(t)
+	if !ok {
+		p.fault(e.value, e.path, want, "%s is no entity", clip(t.String()))
+		return false
+	}
+	if before := p.entities[kind]; before != 0 && before != len(t.vars) {
+		p.fault(e.value, e.path, "give one of them another name", "%s has %d variables here and %d elsewhere", kind, len(t.vars), before)
+		return false
+	}
+	p.entities[kind] = len(t.vars)
+	return true
 }
 
 // names reads a list of different names; known are those that are allowed, nil if

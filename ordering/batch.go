@@ -181,9 +181,9 @@ func (b *Batch) Applied() {
 	b.waiting = nil
 }
 
-// reset empties the batch for reuse; one that grew beyond its bounds gives its
+// Reset empties the batch for reuse; one that grew beyond its bounds gives its
 // memory back.
-func (b *Batch) reset() {
+func (b *Batch) Reset() {
 	if cap(b.arena) > 2*maxArena || cap(b.entries) > 2*maxEntries {
 		*b = *NewBatch()
 		return

@@ -80,7 +80,7 @@ func (l *Lookups) Resolve(ctx context.Context, b, more *Batch, snap Snapshot, ap
 		return nil
 	}
 	defer func() {
-		more.reset()
+		more.Reset()
 		l.out = mapping.Output{} // an answer of any size was rendered in it
 	}()
 	for i := range b.entries {
@@ -100,7 +100,7 @@ func (l *Lookups) Resolve(ctx context.Context, b, more *Batch, snap Snapshot, ap
 				if err := apply(more); err != nil {
 					return err
 				}
-				more.reset()
+				more.Reset()
 			}
 		}
 	}

@@ -231,7 +231,7 @@ func TestLookupsFillABatchByTheirSize(t *testing.T) {
 	if n*len(large) > 2*maxArena {
 		t.Errorf("%d lookups of %d bytes fit into a batch", n, len(large))
 	}
-	if b.reset(); b.Full() {
+	if b.Reset(); b.Full() {
 		t.Error("an empty batch is full")
 	}
 	same := lookup(large)

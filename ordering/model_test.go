@@ -122,7 +122,7 @@ func TestBatchAgainstAModel(t *testing.T) {
 	families := []*mapping.Family{fam(0), fam(1)}
 	b := NewBatch()
 	rapid.Check(t, func(t *rapid.T) {
-		b.reset()
+		b.Reset()
 		model := map[id]value{}
 		for at := range rapid.IntRange(1, 100).Draw(t, "transactions") {
 			tx := txn(uint32(at+1), uint64(at+1), rapid.Int64Range(1, 50).Draw(t, "time"))

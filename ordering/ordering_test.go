@@ -72,7 +72,7 @@ func TestABatchGrowsBeyondItsBoundsAndShrinksAgain(t *testing.T) {
 	if len(seen) != n {
 		t.Errorf("%d distinct keys, want %d", len(seen), n)
 	}
-	b.reset()
+	b.Reset()
 	if b.Len() != 0 || cap(b.entries) > 2*maxEntries || cap(b.arena) > 2*maxArena {
 		t.Errorf("after reset: %d entries, capacity %d and %d", b.Len(), cap(b.entries), cap(b.arena))
 	}
@@ -87,7 +87,7 @@ func TestAddingAllocatesNothing(t *testing.T) {
 	f, tx, inv := fam(1), txn(1, 10, 1), del(fam(1), "user:123456")
 	inv.Family = f
 	b.Add(&tx, inv)
-	if n := testing.AllocsPerRun(100, func() { b.reset(); b.Add(&tx, inv) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { b.Reset(); b.Add(&tx, inv) }); n != 0 {
 		t.Errorf("%v allocations an invalidation", n)
 	}
 }

@@ -224,7 +224,7 @@ func (q *Queue) TryTake() *Batch {
 
 // Release gives a taken batch back for reuse.
 func (q *Queue) Release(b *Batch) {
-	b.reset()
+	b.Reset()
 	q.mu.Lock()
 	q.spare = b
 	q.mu.Unlock()

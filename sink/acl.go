@@ -41,6 +41,16 @@ func commands() []command {
 		{"hset", always, func(key string) []any { return []any{"hset", key, "a", "b", "c"} }}, // a value is missing
 		{"hgetall", always, func(key string) []any { return []any{"hgetall", key} }},
 		{"persist", always, func(key string) []any { return []any{"persist", key} }},
+		// Scripts for soft invalidation and dependents.
+		{"time", always, func(string) []any { return []any{"time"} }},
+		{"getrange", always, func(key string) []any { return []any{"getrange", key, 0, 0} }},
+		{"setrange", always, func(key string) []any { return []any{"setrange", key, -1, ""} }}, // out of range
+		{"pttl", always, func(key string) []any { return []any{"pttl", key} }},
+		{"pexpire", always, func(key string) []any { return []any{"pexpire", key, "soon"} }}, // not a number
+		{"zrevrange", always, func(key string) []any { return []any{"zrevrange", key, 0, 0} }},
+		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
+		{"zscore", always, func(key string) []any { return []any{"zscore", key, ""} }},
+		{"zrem", always, func(key string) []any { return []any{"zrem", key, ""} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},
 		{"cluster|nodes", inCluster, func(string) []any { return []any{"cluster", "nodes"} }},
@@ -68,13 +78,13 @@ func commandsFor(config mapping.Redis) []command {
 
 // KeyPatterns are globs of the keys that the sink reads and writes: its own, and
 // what the families' invalidations name. Of a versioned family that is also what readers
-// cached while there was no version key, which a purge removes.
+// cached: under no version, which a purge removes, and as the dependents of an entity.
 func KeyPatterns(config mapping.Redis, families []*mapping.Family) []string {
 	patterns := []string{ownPattern(config)}
 	for _, f := range families {
 		patterns = append(patterns, f.Pattern(nil))
 		if f.Versioned {
-			patterns = append(patterns, f.AbsentPattern(nil))
+			patterns = append(patterns, f.DataPattern())
 		}
 	}
 	slices.Sort(patterns[1:])

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -64,26 +66,38 @@ func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
 	if _, err := r.generation(); err != nil {
 		return err
 	}
+	be, err := r.ready(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.applyKeys(ctx, be, b); err != nil {
+		return err
+	}
+	return r.purgeBatch(ctx, be, b)
+}
+
+// applyKeys does what a batch asks for of single keys.
+func (r *Redis) applyKeys(ctx context.Context, be *backend, b *ordering.Batch) error {
 	for attempt := 1; ; attempt++ {
-		be, err := r.ready(ctx)
-		if err != nil {
-			return err
-		}
+		var err error
 		if be.cluster != nil {
 			err = r.applyCluster(ctx, be, b)
 		} else {
 			err = r.applySingle(ctx, be, b)
 		}
-		if err == nil {
-			return r.purgeBatch(ctx, be, b)
-		}
-		if attempt == attempts {
+		if err == nil || attempt == attempts {
 			return err
 		}
 		if err := r.mendAll(ctx, be, err); err != nil {
 			return err
 		}
 	}
+}
+
+// served is for how long a key may still be served, in ms for soft.lua. It is counted from its oldest commit, since a value that was marked late is no younger for it.
+func (r *Redis) served(e ordering.Entry) string {
+	left := e.Family.StaleFor - r.sourceNow().Sub(e.CommitTime)
+	return strconv.FormatInt(max(0, left.Milliseconds()), 10)
 }
 
 // mendAll is mend for an error of any node.
@@ -152,7 +166,10 @@ func (r *Redis) applySingle(ctx context.Context, be *backend, b *ordering.Batch)
 		if first {
 			p.cmds = append(p.cmds, head)
 		}
-		i = p.fill(ctx, b, i)
+		i = p.fill(ctx, b, i, r.served)
+		for _, s := range p.softs {
+			p.addMark(r.scripts.soft.command(ctx, s.keys, s.args))
+		}
 		for keys, lsns := range p.advanceChunks(advanceKeys) {
 			p.addAdvance(r.scripts.advance.command(ctx, keys, append([]any{r.stream()}, lsns...)))
 		}
@@ -197,7 +214,13 @@ func (r *Redis) settle(be *backend, addr string, cmds []redis.Cmder) error {
 			r.metrics.versions.Add(float64(n))
 		}
 	}
-	r.plan.advances = r.plan.advances[:0]
+	for _, m := range r.plan.marks {
+		if m.Err() == nil {
+			n, _ := m.Int64()
+			r.metrics.marked.Add(float64(n))
+		}
+	}
+	r.plan.advances, r.plan.marks = r.plan.advances[:0], r.plan.marks[:0]
 	if first != nil && failed > 1 {
 		first = fmt.Errorf("%d of %d commands failed, first %w", failed, len(cmds), first)
 	}
@@ -214,6 +237,14 @@ type plan struct {
 	advKeys  []any
 	advLSNs  []any
 	advances []*redis.Cmd
+	softs    []*softCall
+	marks    []*redis.Cmd
+}
+
+// softCall is one call of soft.lua.
+type softCall struct {
+	failSafe   time.Duration
+	keys, args []any
 }
 
 // group is a many-key UNLINK. Its arguments point to its keys for good; only
@@ -246,11 +277,12 @@ func (p *plan) reset() {
 	clear(p.cmds)
 	p.cmds, p.used = p.cmds[:0], 0
 	p.advKeys, p.advLSNs, p.advances = p.advKeys[:0], p.advLSNs[:0], p.advances[:0]
+	p.softs, p.marks = p.softs[:0], p.marks[:0]
 }
 
 // fill takes entries from the i-th on until the pipeline is full, and returns
-// where it stopped. Purges are left to purgeBatch.
-func (p *plan) fill(ctx context.Context, b *ordering.Batch, i int) int {
+// where it stopped. Purges and dependents are left to purgeBatch.
+func (p *plan) fill(ctx context.Context, b *ordering.Batch, i int, served func(ordering.Entry) string) int {
 	var g *group
 	keys := 0
 	for ; i < b.Len() && keys < pipelineKeys; i++ {
@@ -265,6 +297,9 @@ func (p *plan) fill(ctx context.Context, b *ordering.Batch, i int) int {
 			keys++
 		case mapping.OpAdvance:
 			p.addVersion(e.Key, e.CommitLSN)
+			keys++
+		case mapping.OpSoft:
+			p.addSoft(e, served(e))
 			keys++
 		}
 	}
@@ -291,6 +326,31 @@ func (p *plan) nextGroup() *group {
 func (p *plan) addVersion(key []byte, at lsn.LSN) {
 	p.advKeys = append(p.advKeys, &keyArg{b: key})
 	p.advLSNs = append(p.advLSNs, at.Hex())
+}
+
+// addSoft adds to the call with the class's fail-safe that has room, if there is one.
+func (p *plan) addSoft(e ordering.Entry, served string) {
+	var call *softCall
+	for _, s := range p.softs {
+		if s.failSafe == e.Family.Class.FailSafe && len(s.keys) < advanceKeys {
+			call = s
+		}
+	}
+	if call == nil {
+		call = newSoftCall(e.Family.Class.FailSafe)
+		p.softs = append(p.softs, call)
+	}
+	call.keys = append(call.keys, &keyArg{b: e.Key})
+	call.args = append(call.args, served)
+}
+
+func newSoftCall(failSafe time.Duration) *softCall {
+	return &softCall{failSafe: failSafe, args: []any{failSafe.Milliseconds()}}
+}
+
+func (p *plan) addMark(cmd *redis.Cmd) {
+	p.cmds = append(p.cmds, cmd)
+	p.marks = append(p.marks, cmd)
 }
 
 func (p *plan) addAdvance(cmd *redis.Cmd) {

@@ -59,6 +59,11 @@ func (r *Redis) applyCluster(ctx context.Context, be *backend, b *ordering.Batch
 			adv := r.scripts.advance.command(ctx, []any{&keyArg{b: e.Key}}, []any{stream, e.CommitLSN.Hex()})
 			p.advances = append(p.advances, adv)
 			cmd = adv
+		case mapping.OpSoft:
+			call := newSoftCall(e.Family.Class.FailSafe)
+			mark := r.scripts.soft.command(ctx, []any{&keyArg{b: e.Key}}, append(call.args, r.served(e)))
+			p.marks = append(p.marks, mark)
+			cmd = mark
 		}
 		if cmd != nil {
 			if err := be.route(ctx, nodes, e.Key, cmd); err != nil {

@@ -19,6 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
@@ -143,8 +145,9 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 }
 
 // neededRights is the rule that docs/operations.md gives.
-const neededRights = "resetkeys ~t:* ~top ~top:0:* ~inv:* resetchannels -@all " +
-	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select +flushdb"
+const neededRights = "resetkeys ~t:* ~top ~top:*:* ~page:* ~kept:* ~inv:* resetchannels -@all " +
+	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist" +
+	" +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +select +flushdb"
 
 // clusterRights come on top of them in a cluster.
 const clusterRights = "+cluster|slots +cluster|nodes +asking"
@@ -165,9 +168,19 @@ func TestACL(t *testing.T) {
 	url := "redis://cdc:hunter2@" + s.Address() + "/1"
 	r := attached(t, url)
 	all := append(deletes(plain(t), "t:7:user:1"), purgeOf(plain(t), "7"), purgeOf(versioned(t), ""),
-		mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: []byte("t:7:search")})
+		mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: []byte("t:7:search")},
+		mapping.Invalidation{Op: mapping.OpSoft, Family: family(t, "kept"), Key: []byte("kept:1")},
+		mapping.Invalidation{Op: mapping.OpDependents, Family: entityFamily(t), Key: []byte("product:7")})
+	other := redis.NewClient(&redis.Options{Addr: s.Address(), DB: 1})
+	defer other.Close()
+	cached := func() {
+		t.Helper()
+		set(t, other, "kept:1", entry("V", nobody, time.Now().Add(time.Hour), time.Now().Add(time.Hour)), 2*time.Hour)
+		register(t, other, "product:7", 1e12, "user t:7:user:1")
+	}
 	for _, dedicated := range []bool{false, true} {
 		r.dedicated = dedicated
+		cached()
 		c.ScriptFlush(t.Context())
 		if err := r.Apply(t.Context(), batch(t, 100, all...)); err != nil {
 			t.Fatal(err)
@@ -195,6 +208,7 @@ func TestACL(t *testing.T) {
 		setUser(neededRights)
 		setUser("-" + name)
 		c.ScriptFlush(t.Context())
+		cached()
 		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" })
 		_, err := r.Attach(t.Context())
 		if err == nil {

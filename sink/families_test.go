@@ -20,11 +20,15 @@ redis:
   url: %q
 classes:
   critical: {staleness: 1s}
+  slow: {staleness: 1m}
+  kept: {staleness: 1m, fail_safe: 1h}
 keys:
   user: {key: "t:{tenant_id}:user:{id}", tenant: tenant_id, class: critical}
   usher: {key: "t:{tenant_id}:usher:{id}", tenant: tenant_id, class: critical}
   search: {key: "t:{tenant_id}:search:{version}:{query}", tenant: tenant_id, class: critical, version: "t:{tenant_id}:search"}
   top: {key: "top:{version}:{query}", class: critical, version: "top"}
+  page: {key: "page:{id}", class: slow, on_invalidate: soft, stale_for: 10s}
+  kept: {key: "kept:{id}", class: kept, on_invalidate: soft, stale_for: 10s}
   shelf: {key: "t:{tenant_id}:shelf:{shelf}:{version}:{query}", tenant: tenant_id, class: critical, version: "t:{tenant_id}:shelf:{shelf}"}
 mappings:
   - table: public.users
@@ -32,7 +36,8 @@ mappings:
   - table: public.ushers
     keys: [usher]
   - table: public.products
-    keys: [{search: {tenant_id: tenant_id}}, top, shelf]
+    keys: [{search: {tenant_id: tenant_id}}, top, shelf, page, kept]
+    dependents: ["product:{id}"]
 `
 
 func load(t testing.TB, url string) *mapping.File {

@@ -38,7 +38,7 @@ func TestACLRule(t *testing.T) {
 		if got := granted(rule); !slices.Equal(got, granted(want)) {
 			t.Errorf("%s: %q, want %q", url, got, granted(want))
 		}
-		if !strings.HasPrefix(rule, "ACL SETUSER u reset on >PASSWORD ~inv:* ~t:*:search ~t:*:search:0:* ~t:*:shelf:* ~t:*:shelf:*:0:* ~t:*:user:* ~t:*:usher:* ~top ~top:0:* +") {
+		if !strings.HasPrefix(rule, "ACL SETUSER u reset on >PASSWORD ~inv:* ~kept:* ~page:* ~t:*:search ~t:*:search:*:* ~t:*:shelf:* ~t:*:shelf:*:*:* ~t:*:user:* ~t:*:usher:* ~top ~top:*:* +") {
 			t.Errorf("%s: %s", url, rule)
 		}
 	}
@@ -98,8 +98,8 @@ func TestInspect(t *testing.T) {
 				setUser(one, rights...)
 			}
 		}
-		setUser(one, "resetkeys", "~t:*:user:*", "~inv:*", "~t:*:search", "~t:*:search:0:*", "~t:*:shelf:*")
-		expect("one family", nil, []string{"t:*:usher:*", "top", "top:0:*"})
+		setUser(one, "resetkeys", "~t:*:user:*", "~inv:*", "~t:*:search", "~t:*:search:*:*", "~t:*:shelf:*")
+		expect("one family", nil, []string{"kept:*", "page:*", "t:*:usher:*", "top", "top:*:*"})
 		setUser(one, rights...)
 		for _, n := range tc.clients {
 			if keys, err := n.DBSize(t.Context()).Result(); err != nil || keys != 0 {

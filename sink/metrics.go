@@ -10,6 +10,8 @@ type metrics struct {
 	keys         prometheus.Counter
 	removed      prometheus.Counter
 	versions     prometheus.Counter
+	marked       prometheus.Counter
+	dependents   prometheus.Counter
 	purges       prometheus.Counter
 	purgeScanned prometheus.Counter
 	purgeRemoved prometheus.Counter
@@ -32,6 +34,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		keys:         counter("keys_unlinked_total", "Keys that were asked to be removed, present or not. Resends count again."),
 		removed:      counter("keys_removed_total", "Keys that were present and are removed."),
 		versions:     counter("versions_moved_total", "Version keys that were moved forward."),
+		marked:       counter("keys_marked_total", "Values that were marked as stale instead of removed (on_invalidate: soft)."),
+		dependents:   counter("dependents_total", "Keys that were made stale because readers had registered them under an entity that changed. Resends count again."),
 		purges:       counter("purges_total", "Whole-family or whole-tenant purges done."),
 		purgeScanned: counter("purge_keys_matched_total", "Keys that purges found."),
 		purgeRemoved: counter("purge_keys_removed_total", "Keys that purges removed or moved forward."),
@@ -58,7 +62,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.batches, m.keys, m.removed, m.versions, m.purges, m.purgeScanned, m.purgeRemoved,
+	for _, c := range []prometheus.Collector{m.batches, m.keys, m.removed, m.versions, m.marked, m.dependents, m.purges, m.purgeScanned, m.purgeRemoved,
 		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.early, m.earlyFailed, m.seconds, m.errors} {
 		if err := reg.Register(c); err != nil {
 			return nil, err

@@ -100,22 +100,33 @@ func (r *Redis) flushDatabase(ctx context.Context, be *backend) error {
 	return nil
 }
 
-// purgeBatch does the purges that a batch asks for.
+// purgeBatch does what a batch asks for that takes more than its keys: purges, and
+// dependents.
 func (r *Redis) purgeBatch(ctx context.Context, be *backend, b *ordering.Batch) error {
 	for i := range b.Len() {
 		e := b.Entry(i)
-		if e.Op != mapping.OpPurge {
+		var n int64
+		var err error
+		switch {
+		case e.Op == mapping.OpDependents:
+			_, err = r.dependents(ctx, be, e.Family.Entity, r.dependentsKey(string(e.Key)), e)
+		case e.Op != mapping.OpPurge:
 			continue
+		case e.Family.Entity != nil:
+			n, err = r.allDependents(ctx, be, e.Family, e)
+		default:
+			n, err = r.purge(ctx, be, e.Family, e.Tenant, r.stream(), e.CommitLSN)
 		}
-		removed, err := r.purge(ctx, be, e.Family, e.Tenant, r.stream(), e.CommitLSN)
 		if err != nil {
 			var known *Error
 			if errors.As(err, &known) {
 				return err
 			}
-			return fmt.Errorf("purge of family %s: %w", e.Family.Name, err)
+			return fmt.Errorf("%s of %s: %w", e.Op, e.Family.Name, err)
 		}
-		r.log.Info("purged", "family", e.Family.Name, "whole", e.Tenant == nil, "keys", removed, "lsn", e.CommitLSN)
+		if e.Op == mapping.OpPurge {
+			r.log.Info("purged", "family", e.Family.Name, "whole", e.Tenant == nil, "keys", n, "lsn", e.CommitLSN)
+		}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 )
 
 const (
@@ -36,6 +37,7 @@ type Options struct {
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: metrics are kept but not registered
 	OnScan     func()                // called after each page of a purge, which may take long; may be nil
+	SourceNow  func() time.Time      // the source's clock, which commit times are of; nil for this machine's
 }
 
 // Redis applies batches to one Redis: a server, a sentinel group or a cluster.
@@ -47,6 +49,7 @@ type Redis struct {
 	endpoint   *endpoint
 	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
 	controlKey string
+	prefix     string // of the sink's own keys
 	region     string
 	slot       string
 	dedicated  bool
@@ -56,6 +59,7 @@ type Redis struct {
 	limiter    *rate.Limiter
 	writer     string // nonce of this process
 	now        func() time.Time
+	sourceNow  func() time.Time
 	onScan     func()
 
 	backend atomic.Pointer[backend]
@@ -63,6 +67,7 @@ type Redis struct {
 
 	mu       sync.Mutex // the applier
 	plan     plan
+	members  *ordering.Batch // of an entity's dependents, made when first needed
 	verified time.Time
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
@@ -114,7 +119,12 @@ func Open(o Options) (*Redis, error) {
 		limiter:    rate.NewLimiter(rate.Limit(scanRate), max(scanRate/10, scanCount)),
 		writer:     hex.EncodeToString(nonce[:]),
 		now:        time.Now,
+		sourceNow:  o.SourceNow,
+		prefix:     prefix,
 		onScan:     o.OnScan,
+	}
+	if r.sourceNow == nil {
+		r.sourceNow = time.Now
 	}
 	r.login.Store(e)
 	r.backend.Store(r.newBackend())

@@ -17,6 +17,7 @@ type scan struct {
 	pattern    string
 	versioned  bool
 	stream     string
+	each       func(key string) error // instead of removing; of keys that belong to the sink
 	at         lsn.LSN
 	removed    int64
 	redirected bool // a key was on the move
@@ -40,6 +41,14 @@ func (s *scan) run(ctx context.Context) error {
 		}
 		for len(keys) > 0 {
 			n := min(len(keys), advanceKeys)
+			if s.each != nil {
+				for _, key := range keys {
+					if err := s.each(key); err != nil {
+						return err
+					}
+				}
+				break
+			}
 			if err := s.remove(ctx, keys[:n]); err != nil {
 				return err
 			}

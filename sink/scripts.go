@@ -24,6 +24,12 @@ var epochSource string
 //go:embed lua/advance.lua
 var advanceSource string
 
+//go:embed lua/soft.lua
+var softSource string
+
+//go:embed lua/dependents.lua
+var dependentsSource string
+
 // script is a Lua script that is called by its hash only. redis.Script is not
 // used: inside a pipeline it has no answer to NOSCRIPT, and outside of one it
 // sends EVAL, which hides that a node lost its scripts.
@@ -35,7 +41,7 @@ type script struct {
 // scripts holds all that the sink calls. Each new connection loads them, since a
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
-	checkpoint, install, state, epoch, advance script
+	checkpoint, install, state, epoch, advance, soft, dependents script
 }
 
 func newScripts() *scripts {
@@ -45,6 +51,8 @@ func newScripts() *scripts {
 		state:      script{source: stateSource},
 		epoch:      script{source: epochSource},
 		advance:    script{source: advanceSource},
+		soft:       script{source: softSource},
+		dependents: script{source: dependentsSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -54,7 +62,7 @@ func newScripts() *scripts {
 }
 
 func (s *scripts) all() []*script {
-	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance}
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

@@ -46,26 +46,6 @@ func TestRunWithoutItsFile(t *testing.T) {
 	}
 }
 
-// What the file format has and the daemon does not do yet must not be ignored:
-// whoever wrote it relies on it.
-func TestRunRefusesWhatIsNotInForceYet(t *testing.T) {
-	base := fmt.Sprintf(runTestFile, "postgres://localhost/db", "s", "redis://localhost:6379")
-	for _, tc := range []struct{ old, new, want string }{
-		{"critical: {staleness: 1s}", "critical: {staleness: 1s, linger: 200ms}", "linger"},
-		{"critical: {staleness: 1s}", "critical: {staleness: 1s, max_rate: 2000/s}", "max_rate"},
-		{"class: critical}", "class: critical, ttl: 10m, on_invalidate: soft, stale_for: 30s}", "on_invalidate"},
-		{"keys: [user]", "keys: [user]\n    dependents: [\"user:{id}\"]", "dependents"},
-	} {
-		content := strings.Replace(base, tc.old, tc.new, 1)
-		path := writeRunTestFile(t, content)
-		line := 1 + strings.Count(content[:strings.Index(content, tc.want)], "\n")
-		code, _, errOut := runMain(t, "run", "--config", path, "--http", "off")
-		if want := fmt.Sprintf("mappings.yaml:%d:", line); code != exitConfig || !strings.Contains(errOut, want) || !strings.Contains(errOut, tc.want) {
-			t.Errorf("%s: exit code %d, want %d with %q: stderr %q", tc.want, code, exitConfig, want, errOut)
-		}
-	}
-}
-
 func TestRunShowsEveryFault(t *testing.T) {
 	content := strings.NewReplacer("keys: [user]", "keys: [user, usr]", "staleness: 1s", "staleness: soon").
 		Replace(fmt.Sprintf(runTestFile, "postgres://localhost/db", "s", "redis://localhost:6379"))

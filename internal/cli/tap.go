@@ -2,7 +2,6 @@ package cli
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -94,9 +93,6 @@ func runTap(cmd *cobra.Command, a *app, f tapFlags) error {
 	filter, err := tapFilter(f, cmd.Flags().Changed("tenant"), plan)
 	if err != nil {
 		return err
-	}
-	for _, n := range file.NotInForce() {
-		fmt.Fprintf(a.stderr, "note: run refuses this file: %s\n", n)
 	}
 	sum, err := tap.Run(cmd.Context(), tap.Options{
 		URL: file.Source.URL.Reveal(), Publication: file.Source.Publication.Name, Plan: plan, Filter: filter,

@@ -13,12 +13,11 @@ import (
 
 // validation is what `validate --json` prints for each file.
 type validation struct {
-	File       string         `json:"file"`
-	OK         bool           `json:"ok"`
-	Faults     mapping.Faults `json:"faults"`
-	NotInForce mapping.Faults `json:"not_in_force"` // valid, but refused by `run` of this version
-	Families   int            `json:"families,omitempty"`
-	Tables     int            `json:"tables,omitempty"`
+	File     string         `json:"file"`
+	OK       bool           `json:"ok"`
+	Faults   mapping.Faults `json:"faults"`
+	Families int            `json:"families,omitempty"`
+	Tables   int            `json:"tables,omitempty"`
 }
 
 func newValidateCommand(a *app) *cobra.Command {
@@ -31,8 +30,6 @@ file:line:col, the line, and what would be right. Nothing is connected to: wheth
 the tables and columns are there is checked by run, when it starts.
 
 Variables that source.url and redis.url refer to may be unset here; run needs them.
-What this version understands but does not do yet is right, and is listed, because
-run refuses it.
 
 Exits with 0 if all files are right, with 78 if not.`,
 		Example: `  cdc-invalidator validate mappings.yaml
@@ -62,7 +59,7 @@ Exits with 0 if all files are right, with 78 if not.`,
 }
 
 func validate(path string) validation {
-	v := validation{File: path, Faults: mapping.Faults{}, NotInForce: mapping.Faults{}}
+	v := validation{File: path, Faults: mapping.Faults{}}
 	fail := func(err error) validation {
 		if path := (*fs.PathError)(nil); errors.As(err, &path) {
 			err = path.Err // the path is in front already
@@ -85,7 +82,6 @@ func validate(path string) validation {
 	if err != nil {
 		return fail(err)
 	}
-	v.NotInForce = append(v.NotInForce, file.NotInForce()...)
 	v.OK = true
 	v.Families, v.Tables = len(plan.Families()), len(plan.Tables())
 	return v
@@ -96,7 +92,7 @@ func (a *app) printValidations(results []validation, asJSON bool) error {
 		return a.printJSON(results)
 	}
 	for _, v := range results {
-		for _, f := range append(v.Faults, v.NotInForce...) {
+		for _, f := range v.Faults {
 			if _, err := fmt.Fprintln(a.stdout, f); err != nil {
 				return err
 			}
@@ -107,8 +103,6 @@ func (a *app) printValidations(results []validation, asJSON bool) error {
 			verdict = "1 fault"
 		case n > 1:
 			verdict = fmt.Sprintf("%d faults", n)
-		case len(v.NotInForce) > 0:
-			verdict += "; run refuses it in this version, for what is listed above"
 		}
 		if _, err := fmt.Fprintf(a.stdout, "%s: %s\n", v.File, verdict); err != nil {
 			return err

@@ -76,17 +76,6 @@ func TestValidateJSON(t *testing.T) {
 	}
 }
 
-// The file is right; that run refuses it must still be said.
-func TestValidateListsWhatIsNotInForce(t *testing.T) {
-	content := strings.NewReplacer("criticl", "critical", "slot: {name: No}", "region: x", "staleness: 1s", "staleness: 1s, linger: 100ms").Replace(validateTestFile)
-	path := writeRunTestFile(t, content)
-	unsetURLs(t)
-	code, out, _ := runMain(t, "validate", path)
-	if code != exitOK || !strings.Contains(out, path+":4:45: classes.critical.linger: linger is parsed, but not in force in this version") || !strings.Contains(out, "run refuses it") {
-		t.Errorf("exit code %d, stdout %q", code, out)
-	}
-}
-
 func TestValidateNeedsAFile(t *testing.T) {
 	code, out, errOut := runMain(t, "validate")
 	if code != exitUsage || out != "" || !strings.Contains(errOut, "requires at least 1 arg") {

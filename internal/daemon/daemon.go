@@ -132,9 +132,6 @@ func newDaemon(o Options) (*daemon, error) {
 			return nil, err
 		}
 	}
-	if faults := file.NotInForce(); len(faults) > 0 {
-		return nil, faults
-	}
 	plan, err := mapping.Compile(file)
 	if err != nil {
 		return nil, err
@@ -155,7 +152,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d.metrics.lag(d.health.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{
 		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
-		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned,
+		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned, SourceNow: d.now,
 	})
 	if err != nil {
 		return nil, &replication.ConfigError{Op: "open redis", Problem: "redis.url cannot be used", Err: err}

@@ -187,7 +187,7 @@ func (r *receiver) handle(data []byte) error {
 func (r *receiver) add() {
 	for i := range r.out.Invalidations {
 		inv := &r.out.Invalidations[i]
-		if r.prompt && inv.Op == mapping.OpDelete && r.early.Add(inv.Key) {
+		if r.prompt && inv.Op == mapping.OpDelete && !inv.Family.Class.Held() && r.early.Add(inv.Key) {
 			r.queue.AddPatient(inv)
 		} else {
 			r.queue.Add(inv)

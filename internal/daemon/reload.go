@@ -54,9 +54,6 @@ func (d *daemon) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if faults := file.NotInForce(); len(faults) > 0 {
-		return faults
-	}
 	plan, err := mapping.Compile(file)
 	if err != nil {
 		return err

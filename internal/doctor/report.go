@@ -102,9 +102,6 @@ func Run(ctx context.Context, o Options) *Report {
 	}
 	x := &examination{Options: o, report: r, now: time.Now,
 		source: group("source"), publication: group("publication"), tables: group("tables"), slot: group("slot"), redis: group("redis"), clock: group("time")}
-	for _, f := range o.File.NotInForce() {
-		x.source.add(Check{Code: "not_in_force", Severity: Fatal, Message: f.Field + ": " + f.Message, FixKind: File, Fix: f.Hint})
-	}
 	x.examineSource(ctx)
 	x.examineRedis(ctx)
 	for _, g := range r.Groups {

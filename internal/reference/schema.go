@@ -178,7 +178,7 @@ func refineMappings(s *jsonschema.Schema) {
 func refineTests(s *jsonschema.Schema) {
 	property(s, "identity").PropertyNames = text(tablePattern)
 	c := property(s, "cases").Items
-	c.AnyOf = required("keys", "versions", "purges")
+	c.AnyOf = required("keys", "versions", "dependents", "purges")
 	table, message := oneOf(c)
 	table.Required = append(table.Required, "action")
 	table.Not = &jsonschema.Schema{AnyOf: required("content", "message")}

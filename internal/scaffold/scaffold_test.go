@@ -93,9 +93,9 @@ func TestTheFileIsValidAsItStands(t *testing.T) {
 	if first, _, _ := strings.Cut(text, "\n"); first != "# yaml-language-server: $schema=./mappings.schema.json" {
 		t.Errorf("the first line is %q", first)
 	}
-	file, plan := parse(t, text)
-	if n := len(file.NotInForce()); n > 0 || r.Families != len(plan.Families()) || r.Families < 35 {
-		t.Errorf("%d not in force, %d families of %d", n, len(plan.Families()), r.Families)
+	_, plan := parse(t, text)
+	if r.Families != len(plan.Families()) || r.Families < 35 {
+		t.Errorf("%d families of %d", len(plan.Families()), r.Families)
 	}
 	document, err := jsonschema.UnmarshalJSON(bytes.NewReader(cdcinvalidator.MappingsSchema()))
 	if err != nil {

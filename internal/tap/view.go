@@ -48,11 +48,11 @@ type invalidation struct {
 	XID      uint32    `json:"xid,omitempty"`
 	Table    string    `json:"table"`  // schema.table, or the prefix of a message
 	Action   string    `json:"action"` // insert, update, delete, truncate, ddl or message
-	Op       string    `json:"op"`     // delete, advance, purge or lookup
+	Op       string    `json:"op"`     // delete, soft, advance, dependents, purge or lookup
 	Family   string    `json:"family"`
 	Class    string    `json:"class"`
 	Tenant   string    `json:"tenant,omitempty"`
-	Key      string    `json:"key,omitempty"`      // of delete and advance
+	Key      string    `json:"key,omitempty"`      // of delete, soft and advance; of dependents the name of the entity
 	SQL      string    `json:"sql,omitempty"`      // of lookup
 	Params   []*string `json:"params,omitempty"`   // of SQL; null is NULL
 	Resolved bool      `json:"resolved,omitempty"` // comes of the lookup before it

@@ -75,16 +75,22 @@ type Redis struct {
 	ReplayWindow Duration `yaml:"replay_window"`
 	// Keys a second that the removal of a whole family may look at. The default is 20000.
 	ScanRate Int `yaml:"scan_rate"`
+	// Messages that are kept in the invalidation stream, from which readers keep a cache in their own memory right. The default is 0: no stream.
+	StreamMaxLength Int `yaml:"stream_max_length"`
 }
 
 // Class is a consistency budget.
 type Class struct {
 	// How old a value may be after its row has changed.
 	Staleness Duration `yaml:"staleness" jsonschema:"required"`
-	// How long an invalidation may wait for others; less than staleness. Not in force yet: run refuses it.
+	// How long an invalidation waits for others of the same key; less than staleness.
 	Linger Duration `yaml:"linger"`
-	// Most invalidations a second, such as 2000/s, 600/m or 1000/h. Not in force yet: run refuses it.
+	// Most invalidations a second, such as 2000/s, 600/m or 1000/h. What would have to wait for longer than half of staleness is sent all the same.
 	MaxRate Rate `yaml:"max_rate"`
+	// How much longer readers keep a value for when the source cannot be asked. The default is 0: never.
+	FailSafe Duration `yaml:"fail_safe"`
+	// What readers do while it is not proved that the cache is within staleness: bypass, the default, reads the source; serve reads the cache all the same.
+	OnDoubt string `yaml:"on_doubt" jsonschema:"enum=bypass,enum=serve"`
 }
 
 // Family is a set of cached values with one template.
@@ -99,10 +105,12 @@ type Family struct {
 	TTL Duration `yaml:"ttl"`
 	// Template of the version key. It makes the family a versioned one: {version} is a part of its key, and a change moves the version forward instead of removing keys one by one.
 	Version string `yaml:"version"`
-	// What is done with a key: delete, the default, or soft. soft is not in force yet: run refuses it.
+	// What is done with a key: delete, the default, or soft, which marks the value as stale, so that readers are given it for stale_for longer while one of them loads the new one.
 	OnInvalidate string `yaml:"on_invalidate" jsonschema:"enum=delete,enum=soft"`
-	// How long a softly invalidated value may still be served. Not in force yet: run refuses it.
+	// How long after its row's change a softly invalidated value may still be served; more than the class's linger, less than its staleness.
 	StaleFor Duration `yaml:"stale_for"`
+	// How long readers remember that there is no such row. 0 does not. The default is ttl, at most 1m.
+	NegativeTTL Duration `yaml:"negative_ttl"`
 }
 
 // Mapping is the changes of a table, or the logical messages with a prefix, and
@@ -120,7 +128,7 @@ type Mapping struct {
 	When string `yaml:"when"`
 	// The families whose keys become stale: a name (each variable is then the column of the same name), or {family: {variable: column}}, with for_each where one row makes many keys stale.
 	Keys []KeyUse `yaml:"keys" jsonschema:"minItems=1"`
-	// Templates of what readers said that they depend on, such as "seller:{id}". Not in force yet: run refuses it.
+	// Entities that readers may declare to depend on, such as "seller:{id}": a name, then variables, with colons between. What declared it becomes stale with the row.
 	Dependents []string `yaml:"dependents" jsonschema:"minItems=1"`
 }
 

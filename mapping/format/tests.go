@@ -43,11 +43,13 @@ type Case struct {
 	New Row `yaml:"new"`
 	// The message's content.
 	Content Content `yaml:"content"`
-	// The keys that are deleted, all of them. [] for none.
+	// The keys that are deleted, or marked as stale, all of them. [] for none.
 	Keys []string `yaml:"keys" jsonschema:"uniqueItems=true"`
 	// The version keys that are moved forward, all of them.
 	Versions []string `yaml:"versions" jsonschema:"uniqueItems=true"`
-	// The families that are removed as a whole, all of them: family, or {family: tenant} where only one tenant's part is.
+	// The entities whose dependents become stale, all of them.
+	Dependents []string `yaml:"dependents" jsonschema:"uniqueItems=true"`
+	// The families that are removed as a whole, all of them: family, or {family: tenant} where only one tenant's part is, or "dependents of seller" where all sellers' dependents are.
 	Purges []Purge `yaml:"purges"`
 	// Why more than single keys is invalidated, all reasons; the reference lists them.
 	Widened []Reason `yaml:"widened" jsonschema:"uniqueItems=true"`

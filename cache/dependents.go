@@ -1,0 +1,115 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+// DependsOn declares, inside a loader, that the value it loads depends on an entity: when a
+// row that the mappings map to it (`dependents: ["seller:{id}"]`) changes, the value becomes
+// stale. kind is the name before the colon, values are those of its variables, as in Vars.
+//
+// It may be called before or after the query that reads the entity. The error is to be
+// returned by the loader.
+func DependsOn(ctx context.Context, kind string, values ...any) error {
+	d, ok := ctx.Value(dependenciesKey{}).(*dependencies)
+	if !ok {
+		return errors.New("cache: DependsOn is for loaders, with the context that they are given")
+	}
+	name, err := d.name(kind, values)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.err = errors.Join(d.err, err)
+	} else if !slices.Contains(d.found, name) {
+		d.found = append(d.found, name)
+	}
+	return err
+}
+
+type dependenciesKey struct{}
+
+// dependencies gathers what a load depends on.
+type dependencies struct {
+	plan *mapping.Plan
+
+	mu    sync.Mutex
+	found []string
+	err   error
+}
+
+func (d *dependencies) name(kind string, values []any) (string, error) {
+	entity, ok := d.plan.Entity(kind)
+	if !ok {
+		return "", fmt.Errorf(`cache: DependsOn(%q): no mapping would ever invalidate it: add dependents: ["%s:{id}"] to its table in the mappings`, kind, kind)
+	}
+	texts := make([]mapping.Value, len(values))
+	for i, v := range values {
+		text, null, err := varText(v)
+		if err != nil {
+			return "", fmt.Errorf("cache: DependsOn(%q): value %d: %w", kind, i+1, err)
+		}
+		texts[i] = mapping.Value{Text: text, Null: null}
+	}
+	name, err := entity.Name(texts...)
+	if err != nil {
+		return "", fmt.Errorf("cache: DependsOn(%q): %w", kind, err)
+	}
+	return name, nil
+}
+
+// problem is what was wrong with a declaration, even if the loader has passed it over:
+// what depends on something unknown must not be stored.
+func (d *dependencies) problem() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
+func (d *dependencies) names() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.found)
+}
+
+// register notes keys under entities, for as long as what may be stored under them can
+// live.
+func (c *Client) register(ctx context.Context, f *family, keys, entities []string) error {
+	life := c.o.lease + max(f.life.total(), f.negative.total())
+	calls := make([]call, 0, len(entities)*len(keys))
+	for _, name := range entities {
+		for _, key := range keys {
+			calls = append(calls, call{mapping.DependentsKey(c.prefix, name), []any{millis(life), f.Name + " " + key}})
+		}
+	}
+	var errs []error
+	for _, cmd := range c.scripts.register.runAll(ctx, c.rdb, calls) {
+		errs = append(errs, cmd.Err())
+	}
+	return errors.Join(errs...)
+}
+
+// knownTags is what loads of the keys have declared before.
+func (c *Client) knownTags(keys []string) []string {
+	var all []string
+	for _, key := range keys {
+		tags, _ := c.tags.Get(key)
+		for _, tag := range tags {
+			if !slices.Contains(all, tag) {
+				all = append(all, tag)
+			}
+		}
+	}
+	return all
+}
+
+func (c *Client) rememberTags(keys, tags []string) {
+	for _, key := range keys {
+		c.tags.Add(key, tags)
+	}
+}

@@ -1,0 +1,215 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+)
+
+const testMappings = `version: 1
+source:
+  url: ${DATABASE_URL}
+  slot: {name: shop}
+redis: {url: "${REDIS_URL}", stream_max_length: 1000}
+classes:
+  critical: {staleness: 1m}
+  tight: {staleness: 100ms}
+  slow: {staleness: 1m, linger: 10s}
+  kept: {staleness: 1m, fail_safe: 1h, on_doubt: serve}
+keys:
+  item: {key: "item:{id}", class: critical, ttl: 10m}
+  quick: {key: "quick:{id}", class: tight, ttl: 10m}
+  page: {key: "page:{id}", class: slow, ttl: 10m, on_invalidate: soft, stale_for: 30s}
+  kept: {key: "kept:{id}", class: kept, ttl: 10m}
+  never: {key: "never:{id}", class: critical, negative_ttl: 0s}
+  list: {key: "list:{shop}:{version}:{q}", version: "list:{shop}", class: critical, ttl: 10m}
+mappings:
+  - {table: public.items, keys: [item, quick, page, kept, never, {list: {shop: id}}]}
+  - {table: public.sellers, dependents: ["seller:{id}"]}
+`
+
+// bench is a source, a Redis, and a client of both. The test plays the daemon.
+type bench struct {
+	*testing.T
+	db       *servertest.Database
+	pool     *pgxpool.Pool
+	rdb      *redis.Client
+	mappings string
+	registry *prometheus.Registry
+	c        *Client
+}
+
+func newBench(t *testing.T, options ...Option) *bench {
+	t.Helper()
+	b := &bench{T: t, db: servertest.Postgres(t), rdb: servertest.Redis(t).Client(t)}
+	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
+	b.pool = b.connect()
+	b.mappings = filepath.Join(t.TempDir(), "mappings.yaml")
+	if err := os.WriteFile(b.mappings, []byte(testMappings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.fresh("ok")
+	b.c, b.registry = b.open(options...)
+	return b
+}
+
+func (b *bench) connect() *pgxpool.Pool {
+	b.Helper()
+	pool, err := pgxpool.New(b.Context(), b.db.URL)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(pool.Close)
+	return pool
+}
+
+// open makes one more client, as in another process.
+func (b *bench) open(options ...Option) (*Client, *prometheus.Registry) {
+	b.Helper()
+	registry := prometheus.NewRegistry()
+	c, err := Open(b.Context(), b.rdb, b.pool, append([]Option{WithMappings(b.mappings), WithRegisterer(registry), WithCodec(Raw)}, options...)...)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	return c, registry
+}
+
+// fresh publishes that nothing is missing for the next hour, which lasts for a test.
+func (b *bench) fresh(state string) {
+	b.Helper()
+	publish(b.T, b.rdb, state, time.Now().Add(time.Hour), 16, 24)
+}
+
+func (b *bench) write(id int, value string) {
+	b.Helper()
+	b.db.Exec(b.T, fmt.Sprintf(`INSERT INTO items VALUES (%d, '%s') ON CONFLICT (id) DO UPDATE SET v = excluded.v`, id, value))
+}
+
+// invalidate is what the daemon does for a key.
+func (b *bench) invalidate(key string) {
+	b.Helper()
+	if err := b.rdb.Unlink(b.Context(), key).Err(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func view(b *bench, family string) *View[string] {
+	b.Helper()
+	return viewOf(b, b.c, family)
+}
+
+func viewOf(b *bench, c *Client, family string) *View[string] {
+	b.Helper()
+	v, err := Family[string](c, family)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return v
+}
+
+// item is an ordinary loader.
+func item(id int) func(context.Context, pgx.Tx) (string, error) {
+	return func(ctx context.Context, tx pgx.Tx) (v string, err error) {
+		err = tx.QueryRow(ctx, `SELECT v FROM items WHERE id = $1`, id).Scan(&v)
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = ErrNotFound
+		}
+		return v, err
+	}
+}
+
+func (b *bench) get(v *View[string], id int, want string, options ...GetOption) {
+	b.Helper()
+	got, err := v.Get(b.Context(), Vars{"id": id}, item(id), options...)
+	if err != nil || got != want {
+		b.Fatalf("%s %d: %q, %v, want %q", v.f.Name, id, got, err, want)
+	}
+}
+
+// counted is the sum of a metric's children that have all these label values.
+func counted(t testing.TB, registry *prometheus.Registry, name string, labels ...string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if has(m, labels) {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func has(m *dto.Metric, labels []string) bool {
+	var values []string
+	for _, l := range m.GetLabel() {
+		values = append(values, l.GetValue())
+	}
+	for _, l := range labels {
+		if !strings.Contains("\x00"+strings.Join(values, "\x00")+"\x00", "\x00"+l+"\x00") {
+			return false
+		}
+	}
+	return true
+}
+
+func (b *bench) count(name string, want float64, labels ...string) {
+	b.Helper()
+	if got := counted(b, b.registry, name, labels...); got != want {
+		b.Errorf("%s%v is %v, want %v", name, labels, got, want)
+	}
+}
+
+// gated is a loader that tells when it has read, and returns when it is let go.
+type gated struct {
+	read chan string
+	done chan struct{}
+}
+
+func newGated() *gated { return &gated{make(chan string), make(chan struct{})} }
+
+func (g *gated) load(id int) func(context.Context, pgx.Tx) (string, error) {
+	return func(ctx context.Context, tx pgx.Tx) (string, error) {
+		v, err := item(id)(ctx, tx)
+		g.read <- v
+		<-g.done
+		return v, err
+	}
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+		time.Sleep(time.Millisecond) // a condition is polled, nothing depends on the time
+	}
+}

@@ -1,0 +1,198 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// loadOptions say what a load is for.
+type loadOptions struct {
+	leased bool   // it may be stored
+	token  *Token // it has to be at least as new; nil for any
+}
+
+// loaded is what a loader brought.
+type loaded[V any] struct {
+	value    V
+	notFound bool
+	meta     entryMeta
+	at       time.Time // before its snapshot
+	proved   bool      // it may be stored: its snapshot and its dependents are known
+	end      func()    // waits for the transaction's end
+}
+
+// rounds is how often a load runs when each time it declares dependents that were not
+// registered before it.
+const rounds = 3
+
+// run runs a loader. What may be stored depends on entities that are registered, for
+// these keys, before the loader's snapshot; what it declares only while it runs is registered
+// then, and it runs again.
+func run[V any](ctx context.Context, c *Client, f *family, keys []string, load loader[V], o loadOptions) (loaded[V], error) {
+	var registered, pending []string
+	proved := o.leased
+	if proved {
+		pending = c.knownTags(keys)
+	}
+	for round := 1; ; round++ {
+		if len(pending) > 0 && proved {
+			if err := c.register(ctx, f, keys, pending); err != nil {
+				c.log.Warn("what depends on an entity could not be registered, so it is not stored", "family", f.Name, "error", err)
+				proved = false
+			}
+			registered = append(registered, pending...)
+		}
+		l, tags, err := runOnce(ctx, c, f, load, o)
+		if err != nil {
+			return l, err
+		}
+		if l.proved = l.proved && proved; !l.proved {
+			return l, nil
+		}
+		pending = slices.DeleteFunc(tags, func(tag string) bool { return slices.Contains(registered, tag) })
+		if len(pending) == 0 {
+			if len(registered) > 0 {
+				c.rememberTags(keys, registered)
+			}
+			return l, nil
+		}
+		if round == rounds {
+			c.log.Warn("a loader declares other dependents each time that it runs, so what it brings is not stored", "family", f.Name)
+			l.proved = false
+			return l, nil
+		}
+		l.end()
+	}
+}
+
+// runOnce runs the loader in a transaction of its own.
+func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o loadOptions) (l loaded[V], tags []string, err error) {
+	if err := c.source.enter(ctx); err != nil {
+		return l, nil, err
+	}
+	down := true
+	defer func() { c.source.leave(down) }()
+	c.metrics.running.Inc()
+	defer c.metrics.running.Dec()
+	f.metrics.loads.Inc()
+
+	s, err := c.begin(ctx, f, o)
+	if err != nil {
+		down = !isLimit(ctx, err)
+		return l, nil, unavailable("begin a load of family "+f.Name, err)
+	}
+	down = false
+	defer func() {
+		if l.end == nil { // the loader panicked
+			s.end(ctx)()
+		}
+	}()
+	declared := &dependencies{plan: c.plan}
+	l.value, err = load(context.WithValue(ctx, dependenciesKey{}, declared), s.tx)
+	f.metrics.seconds.Observe(time.Since(s.at).Seconds())
+	l.notFound = errors.Is(err, ErrNotFound)
+	l.meta, l.at = s.meta, s.at
+	l.proved = o.leased && s.tx.inTransaction()
+	closed := s.conn.Conn().IsClosed()
+	down = closed && ctx.Err() == nil || sourceFails(err)
+	l.end = s.end(ctx)
+	if l.notFound {
+		err = nil
+	} else if err != nil && (down || closed) {
+		err = unavailable("load family "+f.Name, err)
+	}
+	if err == nil {
+		err = declared.problem()
+	}
+	if err != nil {
+		l.end()
+		return l, nil, err
+	}
+	return l, declared.names(), nil
+}
+
+// session is a loader's transaction on a connection of its own.
+type session struct {
+	conn *pgxpool.Conn
+	tx   *loadTx
+	meta entryMeta
+	at   time.Time // before its snapshot
+}
+
+// begin opens a transaction on the primary, or on the standby where what is loaded there
+// may be stored.
+func (c *Client) begin(ctx context.Context, f *family, o loadOptions) (*session, error) {
+	if o.leased && c.o.replica != nil {
+		s, err := c.beginStandby(ctx, f, o.token)
+		if err == nil {
+			return s, nil
+		}
+		c.log.Debug("loading from the primary, not from the standby", "family", f.Name, "because", err)
+	}
+	return beginSession(ctx, c.primary)
+}
+
+func beginSession(ctx context.Context, pool *pgxpool.Pool) (*session, error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{conn: conn, at: time.Now()}
+	if s.tx, s.meta.snapshot, err = beginTx(ctx, conn.Conn()); err != nil {
+		conn.Release()
+		return nil, err
+	}
+	return s, nil
+}
+
+// end ends the transaction in the background: what was read in it is known, so nobody has
+// to wait for it but the connection's next user. The returned function waits.
+func (s *session) end(ctx context.Context) func() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer s.conn.Release() // closes a connection that is not idle
+		if s.conn.Conn().IsClosed() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_, _ = s.conn.Exec(ctx, "commit") // it has read only: a failure changes nothing
+	}()
+	return func() { <-done }
+}
+
+// sourceFails says whether an error is about the source as a whole and not about one
+// query.
+func sourceFails(err error) bool {
+	var refused *pgconn.ConnectError
+	if errors.As(err, &refused) {
+		return true
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	return pg.Code == "57P01" || pg.Code == "57P02" || pg.Code == "57P03" || // shutting down, crashed, starting up
+		strings.HasPrefix(pg.Code, "53") || strings.HasPrefix(pg.Code, "58") // no resources, I/O
+}
+
+// isLimit says whether a call ended because the caller's time did: that says nothing of
+// the source.
+func isLimit(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Canceled)
+}
+
+// rescue keeps a loader's panic in the background from ending the program.
+func (v *View[T]) rescue() {
+	if r := recover(); r != nil {
+		v.c.log.Error("a loader panicked", "family", v.f.Name, "panic", r, "stack", string(debug.Stack()))
+	}
+}

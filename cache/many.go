@@ -1,0 +1,248 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+)
+
+// Item is one of the values that GetMany returns, or its absence.
+type Item[T any] struct {
+	Value T
+	Found bool
+}
+
+// othersAtOnce is how many of the values that somebody else is loading are waited for at a
+// time.
+const othersAtOnce = 16
+
+// GetMany is Get for several keys: one round trip for all that are cached, and one
+// transaction for all that have to be loaded.
+//
+// load is given the variables of those that are missing, as they were given to GetMany, and
+// returns an item for each of them, in their order. It may be called more than once, with
+// some of them each time. What it declares with DependsOn holds for all that it is given.
+func (v *View[T]) GetMany(ctx context.Context, keys []Vars, load func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error), opts ...GetOption) ([]Item[T], error) {
+	var o getOptions
+	for _, option := range opts {
+		option(&o)
+	}
+	m := &many[T]{v: v, vars: keys, token: o.token, items: make([]Item[T], len(keys)), load: func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error) {
+		items, err := load(ctx, tx, missing)
+		if err == nil && len(items) != len(missing) {
+			err = fmt.Errorf("cache: family %s: the loader of GetMany returned %d items for %d keys", v.f.Name, len(items), len(missing))
+		}
+		return items, err
+	}}
+	if err := m.cached(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.leases(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.others(ctx); err != nil {
+		return nil, err
+	}
+	return m.items, nil
+}
+
+// many is one call of GetMany.
+type many[T any] struct {
+	v     *View[T]
+	vars  []Vars
+	token *Token
+	load  func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error)
+	items []Item[T]
+
+	missing []missingItem // not in the cache, and to be loaded together
+	rest    []int         // to be got one by one
+}
+
+type missingItem struct {
+	at   int // in vars
+	key  string
+	mark l1Mark
+}
+
+func (m *many[T]) take(at int, out *outcome[T]) {
+	m.v.count(out, nil)
+	m.items[at] = Item[T]{out.value, !out.meta.negative}
+}
+
+// cached takes what can be had at once.
+func (m *many[T]) cached(ctx context.Context) error {
+	v, now := m.v, time.Now()
+	if v.c.closed.Load() {
+		return ErrClosed
+	}
+	trusted, _ := v.c.trusted(v.f, now)
+	trusted = trusted && v.c.redisUp(now)
+	pipe := v.c.rdb.Pipeline()
+	var asked []missingItem
+	var gets []*redis.StringCmd
+	for i, vars := range m.vars {
+		key, cached, err := v.key(ctx, vars)
+		if err != nil {
+			return err
+		}
+		if cached {
+			if out, ok := v.fromL1(key, m.token); ok {
+				m.take(i, &out)
+				continue
+			}
+		}
+		if !cached || !trusted {
+			m.rest = append(m.rest, i) // Get knows what to do
+			continue
+		}
+		asked = append(asked, missingItem{i, key, v.mark(key)})
+		gets = append(gets, pipe.Get(ctx, key))
+	}
+	if len(gets) == 0 {
+		return nil
+	}
+	_, _ = pipe.Exec(ctx) // the error of each stands on it
+	for n, get := range gets {
+		raw, err := get.Result()
+		v.c.asked(ctx, err)
+		switch {
+		case errors.Is(err, redis.Nil):
+			m.missing = append(m.missing, asked[n])
+			continue
+		case err == nil:
+			if e, ok := parseEntry(raw); ok && e.kind != kindLease && e.at(millisOf(now)) == fresh {
+				if out, err := v.decode(&e, resultHit); err == nil && v.c.meets(v.f, &out.meta, m.token) {
+					v.storeL1(asked[n].mark, &out)
+					m.take(asked[n].at, &out)
+					continue
+				}
+			}
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		m.rest = append(m.rest, asked[n].at)
+	}
+	return nil
+}
+
+// leases loads what nobody else is loading, in one transaction.
+func (m *many[T]) leases(ctx context.Context) error {
+	v := m.v
+	if len(m.missing) == 0 {
+		return nil
+	}
+	tokens := make([]token, len(m.missing))
+	calls := make([]call, len(m.missing))
+	for i := range m.missing {
+		calls[i] = call{m.missing[i].key, readArgs(&tokens[i], v.c.o.lease, modeRead)}
+	}
+	var mine []missingItem
+	var held []string // leases
+	for i, cmd := range v.c.scripts.read.runAll(ctx, v.c.rdb, calls) {
+		a, err := parseRead(cmd, &tokens[i])
+		v.c.asked(ctx, err)
+		if err == nil && a.verdict == verdictLease {
+			mine, held = append(mine, m.missing[i]), append(held, a.token)
+			continue
+		}
+		if err == nil && a.verdict.mine() {
+			v.release(ctx, m.missing[i].key, a.token)
+		}
+		m.rest = append(m.rest, m.missing[i].at)
+	}
+	if len(mine) == 0 {
+		return nil
+	}
+	stored := false
+	defer func() {
+		if !stored {
+			for i := range mine {
+				v.release(ctx, mine[i].key, held[i])
+			}
+		}
+	}()
+	keys, missing := make([]string, len(mine)), make([]Vars, len(mine))
+	for i := range mine {
+		keys[i], missing[i] = mine[i].key, m.vars[mine[i].at]
+	}
+	l, err := run(ctx, v.c, v.f, keys, func(ctx context.Context, tx pgx.Tx) ([]Item[T], error) { return m.load(ctx, tx, missing) }, loadOptions{leased: true, token: m.token})
+	if err != nil {
+		return err
+	}
+	defer l.end()
+	if l.notFound { // of a loader for many that means none of them
+		l.value = make([]Item[T], len(mine))
+	}
+	stored = l.proved
+	return m.fill(ctx, mine, held, &l)
+}
+
+// fill stores what was loaded together. What was refused, and took longer than allowed, is
+// got again.
+func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l *loaded[[]Item[T]]) error {
+	v := m.v
+	outs := make([]outcome[T], len(mine))
+	var calls []call
+	var sent []int
+	for i, item := range l.value {
+		outs[i] = v.outcomeOf(item.Value, !item.Found, l.meta, l.at, resultMiss)
+		if !l.proved {
+			v.f.metrics.refused[refusedLoader].Inc()
+			continue
+		}
+		args, err := v.fillArgs(&outs[i], held[i])
+		if args == nil {
+			v.release(ctx, mine[i].key, held[i])
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		calls, sent = append(calls, call{mine[i].key, args}), append(sent, i)
+	}
+	for n, cmd := range v.c.scripts.fill.runAll(ctx, v.c.rdb, calls) {
+		stored, err := parseDone(cmd)
+		v.filled(ctx, mine[sent[n]].mark, &outs[sent[n]], stored, err)
+	}
+	for i := range outs {
+		if !v.youngEnough(&outs[i]) {
+			m.rest = append(m.rest, mine[i].at)
+			continue
+		}
+		m.take(mine[i].at, &outs[i])
+	}
+	return nil
+}
+
+// others gets the rest one by one: what somebody else is loading, what is stale, and
+// everything while the cache cannot be trusted.
+func (m *many[T]) others(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(othersAtOnce)
+	for _, i := range m.rest {
+		g.Go(func() error {
+			out, err := m.v.get(ctx, m.vars[i], func(ctx context.Context, tx pgx.Tx) (value T, err error) {
+				items, err := m.load(ctx, tx, m.vars[i:i+1])
+				switch {
+				case err != nil:
+					return value, err
+				case !items[0].Found:
+					return value, ErrNotFound
+				}
+				return items[0].Value, nil
+			}, m.token)
+			if err != nil {
+				m.v.count(&out, err)
+				return err
+			}
+			m.take(i, &out)
+			return nil
+		})
+	}
+	return g.Wait()
+}

@@ -1,0 +1,234 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// modeEarly is modeRefresh for who would rather have no load of its own.
+const modeEarly = "early"
+
+// Pauses between two looks at a key that somebody else is loading.
+const (
+	waitFirst = 2 * time.Millisecond
+	waitMost  = 100 * time.Millisecond
+)
+
+// resolve gets a value together with all other readers of the fleet: whoever has the
+// lease loads, the others wait for it, within bounds.
+func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token *Token, mode string) (outcome[T], error) {
+	giveUp := time.Now().Add(v.c.o.wait)
+	pause := waitFirst
+	waited := false
+	for {
+		mark := v.mark(key)
+		script := modeRead
+		if mode != modeRead {
+			script = modeRefresh
+		}
+		a, err := v.c.scripts.callRead(ctx, v.c.rdb, key, v.c.o.lease, script)
+		v.c.asked(ctx, err)
+		if err != nil {
+			v.f.metrics.bypasses[doubtRedis].Inc()
+			v.c.log.Debug("no lease: loading without", "family", v.f.Name, "error", err)
+			return v.past(ctx, load)
+		}
+		old, readable := v.open(a.entry)
+		switch a.verdict {
+		case verdictLease:
+			return v.fill(ctx, key, mark, a.token, token, nil, load)
+		case verdictExpired:
+			return v.fill(ctx, key, mark, a.token, token, v.failSafe(&old, readable), load)
+		case verdictRefresh:
+			if mode == modeRead && readable && v.c.meets(v.f, &old.meta, token) {
+				v.behind(ctx, key, mark, a.token, load)
+				old.result = resultStale
+				return old, nil
+			}
+			return v.fill(ctx, key, mark, a.token, token, v.failSafe(&old, readable), load)
+		case verdictValue, verdictStale:
+			if readable && v.c.meets(v.f, &old.meta, token) && mode != modeRefresh || mode == modeEarly {
+				if a.verdict == verdictStale {
+					old.result = resultStale
+				}
+				return old, nil
+			}
+			if mode == modeRead { // it is not what this read can take
+				mode = modeRefresh
+				continue
+			}
+		}
+		// Somebody else loads.
+		if !waited {
+			waited = true
+			v.f.metrics.waits.Inc()
+			v.c.waiting.Add(1)
+			defer v.c.waiting.Add(-1)
+		}
+		left := time.Until(giveUp)
+		if left <= 0 {
+			return v.past(ctx, load)
+		}
+		if err := sleep(ctx, min(left, pause/2+rand.N(pause))); err != nil {
+			return outcome[T]{}, unavailable("wait for another reader's load", err)
+		}
+		pause = min(2*pause, waitMost)
+		if mode == modeRefresh && token != nil {
+			mode = modeRead // what the other one stores may do
+		}
+	}
+}
+
+// open reads what read.lua shows.
+func (v *View[T]) open(raw string) (out outcome[T], ok bool) {
+	if raw == "" {
+		return out, false
+	}
+	e, ok := parseEntry(raw)
+	if !ok {
+		return out, false
+	}
+	out, err := v.decode(&e, resultHit)
+	return out, err == nil
+}
+
+// failSafe is the old value, if it may be given when the source is down.
+func (v *View[T]) failSafe(old *outcome[T], readable bool) *outcome[T] {
+	if !readable || v.f.Class.FailSafe == 0 {
+		return nil
+	}
+	return old
+}
+
+// behind loads while the old value is served.
+func (v *View[T]) behind(ctx context.Context, key string, mark l1Mark, lease string, load loader[T]) {
+	started := v.c.do(func(closing context.Context) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.c.o.loadTimeout)
+		defer cancel()
+		defer context.AfterFunc(closing, cancel)()
+		defer v.rescue()
+		if _, err := v.fill(ctx, key, mark, lease, nil, nil, load); err != nil {
+			v.c.log.Warn("a value could not be refreshed; the old one is served while it may be", "family", v.f.Name, "error", err)
+		}
+	})
+	if !started {
+		v.release(ctx, key, lease)
+	}
+}
+
+// fill loads with the lease, and stores what comes of it. old is given when the source
+// is down; nil for an error.
+func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease string, token *Token, old *outcome[T], load loader[T]) (outcome[T], error) {
+	returned := false
+	defer func() {
+		if !returned { // the loader panicked
+			v.release(ctx, key, lease)
+		}
+	}()
+	l, err := run(ctx, v.c, v.f, []string{key}, load, loadOptions{leased: true, token: token})
+	returned = true
+	if err != nil {
+		v.release(ctx, key, lease)
+		if old != nil && errors.Is(err, ErrUnavailable) {
+			v.c.log.Warn("the source is down: an old value is given", "family", v.f.Name, "error", err)
+			old.result = resultFailSafe
+			return *old, nil
+		}
+		return outcome[T]{}, err
+	}
+	defer l.end()
+	out := v.outcomeOf(l.value, l.notFound, l.meta, l.at, resultMiss)
+	if !l.proved {
+		v.f.metrics.refused[refusedLoader].Inc()
+		v.release(ctx, key, lease)
+		return out, nil
+	}
+	args, err := v.fillArgs(&out, lease)
+	if args == nil {
+		v.release(ctx, key, lease)
+		return out, err
+	}
+	stored, err := parseDone(v.c.scripts.fill.run(ctx, v.c.rdb, key, args...))
+	v.filled(ctx, mark, &out, stored, err)
+	return out, nil
+}
+
+func (v *View[T]) outcomeOf(value T, notFound bool, meta entryMeta, at time.Time, result string) outcome[T] {
+	out := outcome[T]{value: value, meta: meta, at: at, result: result}
+	out.meta.negative = notFound
+	return out
+}
+
+// fillArgs are the arguments of fill.lua for what was loaded; nil when it is not to be
+// stored.
+func (v *View[T]) fillArgs(out *outcome[T], lease string) ([]any, error) {
+	kind, life := byte(kindValue), v.f.life
+	var payload []byte
+	if out.meta.negative {
+		kind, life = kindMissing, v.f.negative
+	} else {
+		var err error
+		if payload, err = v.c.o.codec.Encode(out.value); err != nil {
+			return nil, fmt.Errorf("cache: family %s: encode: %w", v.f.Name, err)
+		}
+	}
+	if life.ttl <= 0 {
+		return nil, nil
+	}
+	life.ttl -= rand.N(life.ttl/10 + 1) // so that what was loaded together does not end together
+	now := time.Now()
+	out.meta.loadedAt, out.meta.loadTime = millisOf(now), now.Sub(out.at).Milliseconds()
+	out.meta.freshUntil, out.meta.staleUntil = millisOf(now.Add(life.ttl)), millisOf(now.Add(life.ttl+life.stale))
+	return fillArgs(lease, kind, life, appendRest(nil, &out.meta, payload)), nil
+}
+
+// filled notes how a fill went.
+func (v *View[T]) filled(ctx context.Context, mark l1Mark, out *outcome[T], stored bool, err error) {
+	v.c.asked(ctx, err)
+	switch {
+	case err != nil:
+		v.f.metrics.refused[refusedRedis].Inc()
+		v.c.log.Debug("what was loaded was not stored", "family", v.f.Name, "error", err)
+	case !stored:
+		v.f.metrics.refused[refusedRevoked].Inc()
+	default:
+		v.f.metrics.fills.Inc()
+		out.stored = true
+		v.storeL1(mark, out)
+	}
+}
+
+// release gives up a lease, for the others that wait for it. Should that fail, it runs out.
+func (v *View[T]) release(ctx context.Context, key, lease string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	err := v.c.scripts.callRelease(ctx, v.c.rdb, key, lease, false)
+	v.c.asked(ctx, err)
+	if err != nil {
+		v.c.log.Debug("a lease was not given up; it runs out", "family", v.f.Name, "error", err)
+	}
+}
+
+// past loads without a lease, and stores nothing.
+func (v *View[T]) past(ctx context.Context, load loader[T]) (outcome[T], error) {
+	l, err := run(ctx, v.c, v.f, nil, load, loadOptions{})
+	if err != nil {
+		return outcome[T]{}, err
+	}
+	l.end()
+	return v.outcomeOf(l.value, l.notFound, l.meta, l.at, resultBypass), nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

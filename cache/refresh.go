@@ -1,0 +1,55 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Refresh loads a value and stores it, whatever is cached, and returns it. Readers are
+// served what is cached meanwhile.
+func (v *View[T]) Refresh(ctx context.Context, vars Vars, load func(ctx context.Context, tx pgx.Tx) (T, error)) (T, error) {
+	out, err := v.refresh(ctx, vars, load)
+	v.count(&out, err)
+	if err == nil && out.meta.negative {
+		err = ErrNotFound
+	}
+	return out.value, err
+}
+
+func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outcome[T], error) {
+	if v.c.closed.Load() {
+		return outcome[T]{}, ErrClosed
+	}
+	key, cached, err := v.key(ctx, vars)
+	if err != nil {
+		return outcome[T]{}, err
+	}
+	if !cached {
+		return v.bypass(ctx, key, load, nil, doubtRedis)
+	}
+	// Not one that has begun before this call: it may have read what is to be replaced.
+	return v.await(ctx, "refresh "+key, load, nil, func(ctx context.Context) (outcome[T], error) {
+		return v.resolve(ctx, key, load, nil, modeRefresh)
+	})
+}
+
+// Invalidate removes a value, and refuses the fills of those who are loading it. Changes of
+// mapped rows need no such call: the daemon removes what they make stale.
+func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
+	key, cached, err := v.key(ctx, vars)
+	if err != nil {
+		return err
+	}
+	if !cached {
+		return fmt.Errorf("cache: invalidate family %s: %w", v.f.Name, errRedisDown)
+	}
+	err = v.c.rdb.Unlink(ctx, key).Err()
+	v.c.asked(ctx, err)
+	v.dropL1(key)
+	if err != nil {
+		return fmt.Errorf("cache: invalidate family %s: %w", v.f.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// loadTx is the transaction that a loader gets. It is not one of pgx's own because it is
+// begun together with the question for its snapshot, in one round trip. The library ends it.
+type loadTx struct {
+	conn       *pgx.Conn
+	savepoints int
+}
+
+var _ pgx.Tx = (*loadTx)(nil)
+
+const beginLoad = `begin isolation level repeatable read, read only`
+
+// beginTx opens a transaction, whose snapshot is taken now. What a query sees in it is
+// exactly what the snapshot says.
+func beginTx(ctx context.Context, conn *pgx.Conn) (tx *loadTx, snapshot string, err error) {
+	batch := &pgx.Batch{}
+	batch.Queue(beginLoad)
+	batch.Queue(`select pg_current_snapshot()::text`)
+	results := conn.SendBatch(ctx, batch)
+	_, err = results.Exec()
+	if err == nil {
+		err = results.QueryRow().Scan(&snapshot)
+	}
+	if err = errors.Join(err, results.Close()); err != nil {
+		return nil, "", fmt.Errorf("begin the loader's transaction: %w", err)
+	}
+	return &loadTx{conn: conn}, snapshot, nil
+}
+
+// inTransaction says whether the connection is in a transaction that has not failed.
+func (t *loadTx) inTransaction() bool { return !t.conn.IsClosed() && t.conn.PgConn().TxStatus() == 'T' }
+
+var errEndedByLoader = errors.New("cache: the library ends a loader's transaction, the loader does not")
+
+// Commit implements pgx.Tx; it is refused.
+func (t *loadTx) Commit(context.Context) error { return errEndedByLoader }
+
+// Rollback implements pgx.Tx; it is refused.
+func (t *loadTx) Rollback(context.Context) error { return errEndedByLoader }
+
+// Begin implements pgx.Tx with a savepoint.
+func (t *loadTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	t.savepoints++
+	name := fmt.Sprintf("cache_%d", t.savepoints)
+	if _, err := t.conn.Exec(ctx, "savepoint "+name); err != nil {
+		return nil, err
+	}
+	return &nestedTx{loadTx: t, name: name}, nil
+}
+
+// CopyFrom implements pgx.Tx. The server refuses it: the transaction is read-only.
+func (t *loadTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
+	return t.conn.CopyFrom(ctx, table, columns, src)
+}
+
+// SendBatch implements pgx.Tx.
+func (t *loadTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	return t.conn.SendBatch(ctx, b)
+}
+
+// LargeObjects implements pgx.Tx. It is pgx's own, bound to a nested transaction object, which
+// is never ended: the transaction is.
+func (t *loadTx) LargeObjects() pgx.LargeObjects {
+	tx, err := t.conn.BeginTx(context.Background(), pgx.TxOptions{BeginQuery: "select"})
+	if err != nil {
+		return pgx.LargeObjects{}
+	}
+	return tx.LargeObjects()
+}
+
+// Prepare implements pgx.Tx.
+func (t *loadTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	return t.conn.Prepare(ctx, name, sql)
+}
+
+// Exec implements pgx.Tx.
+func (t *loadTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	return t.conn.Exec(ctx, sql, args...)
+}
+
+// Query implements pgx.Tx.
+func (t *loadTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	return t.conn.Query(ctx, sql, args...)
+}
+
+// QueryRow implements pgx.Tx.
+func (t *loadTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	return t.conn.QueryRow(ctx, sql, args...)
+}
+
+// Conn implements pgx.Tx.
+func (t *loadTx) Conn() *pgx.Conn { return t.conn }
+
+// nestedTx is a savepoint.
+type nestedTx struct {
+	*loadTx
+	name string
+	done bool
+}
+
+func (t *nestedTx) end(ctx context.Context, sql string) error {
+	if t.done {
+		return pgx.ErrTxClosed
+	}
+	t.done = true
+	_, err := t.conn.Exec(ctx, sql+t.name)
+	return err
+}
+
+// Commit implements pgx.Tx.
+func (t *nestedTx) Commit(ctx context.Context) error { return t.end(ctx, "release savepoint ") }
+
+// Rollback implements pgx.Tx.
+func (t *nestedTx) Rollback(ctx context.Context) error {
+	return t.end(ctx, "rollback to savepoint ")
+}

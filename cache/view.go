@@ -1,0 +1,204 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+// family is a family of keys as readers see it.
+type family struct {
+	*mapping.Family
+	life     lifetimes
+	negative lifetimes
+	metrics  *familyMetrics
+}
+
+// loader loads one value.
+type loader[T any] = func(ctx context.Context, tx pgx.Tx) (T, error)
+
+// View reads the values of one family, which are of type T.
+type View[T any] struct {
+	c       *Client
+	f       *family
+	flights flights[T]
+	text    bool // T is string, and stored as it is
+}
+
+// Family gives the view of a family. A name that the mappings do not have is an error.
+func Family[T any](c *Client, name string) (*View[T], error) {
+	f, ok := c.plan.Family(name)
+	if !ok {
+		return nil, fmt.Errorf("cache: the mappings %s have no family %q", c.o.file.Name, name)
+	}
+	ttl := f.TTL
+	if ttl == 0 {
+		ttl = DefaultTTL
+	}
+	v := &View[T]{c: c, f: &family{Family: f, metrics: c.metrics.family(name),
+		life:     lifetimes{ttl: ttl, stale: f.StaleFor, failSafe: f.Class.FailSafe},
+		negative: lifetimes{ttl: f.NegativeTTL}}}
+	var zero T
+	_, isText := any(zero).(string)
+	v.text = isText && c.o.codec == Raw
+	return v, nil
+}
+
+// Get returns the value with these variables: from the cache, or from load, whose
+// result is stored.
+//
+// load runs in a read-only transaction, on a snapshot of its own, and in the background: it
+// is not cancelled with ctx, for others may wait for it. It must depend on nothing but
+// the variables, what it reads in tx, and what the mappings or DependsOn tell of.
+func (v *View[T]) Get(ctx context.Context, vars Vars, load func(ctx context.Context, tx pgx.Tx) (T, error), opts ...GetOption) (T, error) {
+	var o getOptions
+	for _, option := range opts {
+		option(&o)
+	}
+	out, err := v.get(ctx, vars, load, o.token)
+	v.count(&out, err)
+	if err == nil && out.meta.negative {
+		err = ErrNotFound
+	}
+	return out.value, err
+}
+
+// outcome is what a read came to.
+type outcome[T any] struct {
+	value  T
+	meta   entryMeta // negative: value is none
+	result string    // for the metrics
+	at     time.Time // before the snapshot of a load; zero for what was cached
+	stored bool      // a load that was accepted: nothing had made it stale
+}
+
+func (v *View[T]) count(out *outcome[T], err error) {
+	m := v.f.metrics
+	switch {
+	case err != nil:
+		m.results[resultError].Inc()
+	case out.result == resultHit:
+		m.hit.Inc()
+	case out.result == resultL1:
+		m.l1.Inc()
+	default:
+		m.results[out.result].Inc()
+	}
+	if err == nil && out.meta.negative {
+		m.negative.Inc()
+	}
+}
+
+func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Token) (outcome[T], error) {
+	if v.c.closed.Load() {
+		return outcome[T]{}, ErrClosed
+	}
+	key, cached, err := v.key(ctx, vars)
+	if err != nil {
+		return outcome[T]{}, err
+	}
+	now := time.Now()
+	if cached {
+		if out, ok := v.fromL1(key, token); ok {
+			return out, nil
+		}
+	}
+	trusted, why := v.c.trusted(v.f, now)
+	switch {
+	case !trusted:
+		return v.bypass(ctx, key, load, token, why)
+	case !cached || !v.c.redisUp(now):
+		return v.bypass(ctx, key, load, token, doubtRedis)
+	}
+	mark := v.mark(key)
+	raw, err := v.c.rdb.Get(ctx, key).Result()
+	v.c.asked(ctx, err)
+	mode := modeRead
+	switch {
+	case err == nil:
+		e, ok := parseEntry(raw)
+		if !ok || e.kind == kindLease || e.at(millisOf(now)) != fresh {
+			break
+		}
+		out, err := v.decode(&e, resultHit)
+		if err != nil {
+			v.c.log.Warn("what is cached cannot be read and is loaded again", "family", v.f.Name, "error", err)
+			mode = modeRefresh
+			break
+		}
+		if !v.c.meets(v.f, &out.meta, token) {
+			mode = modeRefresh
+			break
+		}
+		if early(&e, millisOf(now)) {
+			v.refreshSoon(ctx, key, load)
+		}
+		v.storeL1(mark, &out)
+		return out, nil
+	case errors.Is(err, redis.Nil) || isReply(err): // another type, perhaps, which read.lua replaces
+	case ctx.Err() != nil:
+		return outcome[T]{}, ctx.Err()
+	default:
+		return v.bypass(ctx, key, load, token, doubtRedis)
+	}
+	return v.miss(ctx, key, load, token, mode)
+}
+
+// decode makes a value of an entry.
+func (v *View[T]) decode(e *entry, result string) (out outcome[T], err error) {
+	out.result = result
+	if out.meta, err = e.meta(); err != nil || out.meta.negative {
+		return out, err
+	}
+	if v.text {
+		*any(&out.value).(*string) = e.payload
+		return out, nil
+	}
+	if err := v.c.o.codec.Decode([]byte(e.payload), &out.value); err != nil {
+		return out, fmt.Errorf("decode: %w", err)
+	}
+	return out, nil
+}
+
+// early says whether this reader should refresh a value that is fresh still. The nearer
+// its end, and the longer it takes to load, the likelier: so of many readers one
+// refreshes it before all of them would miss (optimal probabilistic cache stampede
+// prevention, Vattani et al. 2015, with beta 1).
+func early(e *entry, ms int64) bool {
+	left, cost := e.freshUntil-ms, e.loadTime()
+	if cost <= 0 || left > 40*cost { // e^-40: never
+		return false
+	}
+	return float64(cost)*-math.Log(1-rand.Float64()) >= float64(left)
+}
+
+// key renders the data key. cached is false when its version could not be read: then the
+// key stands for nothing in Redis.
+func (v *View[T]) key(ctx context.Context, vars Vars) (key string, cached bool, err error) {
+	if !v.f.Versioned {
+		key, err = v.f.dataKey(vars, "")
+		return key, true, err
+	}
+	name, err := v.f.versionKey(vars)
+	if err != nil {
+		return "", false, err
+	}
+	version, err := v.version(ctx, name)
+	if err != nil {
+		if ctx.Err() != nil {
+			return "", false, ctx.Err()
+		}
+		key, err := v.f.dataKey(vars, noVersion)
+		return key, false, err
+	}
+	key, err = v.f.dataKey(vars, version)
+	return key, true, err
+}

@@ -24,7 +24,7 @@ RUN  ?= .
 # Each package may start servers of its own; two at a time suit two cores.
 PARALLEL ?= 2
 
-.PHONY: help build demo test test-containers test-matrix images check-packaging compose setup check bench lint verify clean
+.PHONY: help build demo shop test test-containers test-matrix images check-packaging compose setup check bench lint verify clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ build: ## build bin/cdc-invalidator, static
 demo: build ## show it at work on servers of its own, for 20 s (ARGS='--duration 1m')
 	@scripts/setup-servers.sh
 	@$(BIN) demo $(ARGS)
+
+shop: build ## run the example application with servers of its own, until Ctrl-C (examples/shop)
+	@scripts/setup-servers.sh
+	@CGO_ENABLED=0 go build -trimpath -o bin/shop ./examples/shop
+	@go run ./examples/shop/local $(ARGS)
 
 test: check ## run all tests on real servers, with the race detector (PKG=./sink RUN=TestX)
 	@scripts/setup-servers.sh --test

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // comparison of cached values with their rows.
@@ -30,25 +32,49 @@ func compare(ctx context.Context, rdb *redis.Client, conn *pgx.Conn, entries []*
 		}
 		looked[key] = true
 		cached, err := rdb.Get(ctx, key).Result()
-		if errors.Is(err, redis.Nil) || err == nil && strings.HasPrefix(cached, markLease) {
-			continue // nothing that a reader would be given
+		if errors.Is(err, redis.Nil) {
+			continue
 		}
 		if err != nil {
 			return c, nil, fmt.Errorf("read %s: %w", key, err)
+		}
+		if !control {
+			var fresh bool
+			if cached, fresh = held(cached); !fresh {
+				continue // nothing that a reader would be given as it is
+			}
 		}
 		row, err := e.load(ctx, conn)
 		if err != nil {
 			return c, nil, err
 		}
 		c.cached++
-		if cached != markValue+row {
+		if cached != row {
 			c.stale++
 			if c.example == "" {
-				c.example = fmt.Sprintf("%s holds %q, its row says %q", key, strings.TrimPrefix(cached, markValue), row)
+				c.example = fmt.Sprintf("%s holds %q, its row says %q", key, cached, row)
 			}
 		}
 	}
 	return c, looked, nil
+}
+
+// held reads an entry of the library (docs/protocol.md), without the library: the
+// comparison must not trust what it judges. fresh is false for the lease of a reader that is
+// loading, and for a value that the daemon has marked as stale.
+func held(entry string) (value string, fresh bool) {
+	const magic, freshUntil, fixed = "cdc1", 33, 57
+	if len(entry) < fixed || !strings.HasPrefix(entry, magic) {
+		return entry, true // nobody else writes here: it is counted as stale
+	}
+	switch kind := entry[len(magic)]; {
+	case kind == 'N':
+		return absent, true
+	case kind != 'V' || entry[freshUntil:freshUntil+12] == "000000000000":
+		return "", false
+	}
+	_, value, _ = strings.Cut(entry[fixed:], "\n")
+	return value, true
 }
 
 // leftovers counts the keys that the comparison does not know; any of them means that
@@ -63,13 +89,13 @@ func leftovers(ctx context.Context, rdb *redis.Client, ownPrefix string, entries
 			continue
 		}
 		const mark = "VERSION"
-		key, err := e.family.Key(e.withVersion(mark).vars)
+		key, err := e.family.Key(e.text(map[string]string{mapping.VersionVar: mark}))
 		if err != nil {
 			return 0, err
 		}
 		before, after, _ := strings.Cut(key, mark)
 		versioned = append(versioned, frame{before, after})
-		name, err := e.family.Version(e.vars)
+		name, err := e.family.Version(e.text(nil))
 		if err != nil {
 			return 0, err
 		}

@@ -9,8 +9,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/cdc-invalidator/cdc-invalidator/cache"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/daemon"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
@@ -61,9 +65,16 @@ type demo struct {
 	entries  []*entry
 	traffic  *traffic
 
+	pool    *pgxpool.Pool
+	views   map[string]*cache.View[string]
+	metrics *prometheus.Registry // of the library
+
 	writes  writes
 	reads   reads
-	latency *latency
+	checked checked
+	// missesBefore are those of the first filling.
+	missesBefore int64
+	latency      *latency
 }
 
 func (d *demo) onClose(f func() error) { d.closers = append(d.closers, f) }
@@ -139,14 +150,62 @@ func (d *demo) start(ctx context.Context) error {
 	if err := d.attach(ctx); err != nil {
 		return interrupted(ctx, err)
 	}
-	d.progress.update("Filling the cache")
-	for _, e := range d.entries {
-		if err := e.readBoth(ctx, d.rdb, conn, &reads{}); err != nil {
-			return interrupted(ctx, err)
-		}
+	if err := d.openCache(ctx); err != nil {
+		return interrupted(ctx, err)
 	}
+	d.progress.update("Filling the cache")
+	if err := d.warm(ctx); err != nil {
+		return interrupted(ctx, err)
+	}
+	d.reads.total.Store(0)
+	d.reads.loads.Store(0)
+	d.missesBefore = d.counted("cache_reads_total", "miss")
 	d.progress.say("A shop of %d users, %d products and %d sellers; %s values in the cache", users, products, sellers, group(int64(len(d.entries))))
 	d.progress.say("Ready after %.1f s. Writers change rows, readers read through the cache", time.Since(began).Seconds())
+	return nil
+}
+
+// warm reads every entry once.
+func (d *demo) warm(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for r := range readerCount {
+		conn, err := d.connect(ctx)
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		g.Go(func() error {
+			for i := r; i < len(d.entries); i += readerCount {
+				if err := d.readBoth(ctx, d.entries[i], conn); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// openCache opens the library as an application does, with the daemon's own file.
+func (d *demo) openCache(ctx context.Context) error {
+	pool, err := pgxpool.New(ctx, d.postgres.SocketURL())
+	if err != nil {
+		return fmt.Errorf("connect to Postgres: %w", err)
+	}
+	d.pool = pool
+	d.onClose(func() error { pool.Close(); return nil })
+	d.metrics = prometheus.NewRegistry()
+	c, err := cache.Open(ctx, d.rdb, pool, cache.WithMappingFile(d.file), cache.WithCodec(cache.Raw),
+		cache.WithRegisterer(d.metrics), cache.WithLogger(d.o.Logger))
+	if err != nil {
+		return err
+	}
+	d.onClose(c.Close)
+	d.views = make(map[string]*cache.View[string])
+	for _, v := range views() {
+		if d.views[v.family], err = cache.Family[string](c, v.family); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

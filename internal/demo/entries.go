@@ -4,17 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/cache"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // controlPrefix is the space that no mapping knows: the same entries, maintained by
-// the same readers, that nobody invalidates.
+// the same readers by hand, that nobody invalidates.
 const controlPrefix = "without:"
 
 // fallbackTTL is for families that have none of their own.
@@ -34,15 +36,20 @@ type view struct {
 	// key's variables, in the order of vars.
 	vars []string
 	each func(yield func(...any))
+	// dependsOn declares what else the value is made of, nil where the mappings know.
+	dependsOn func(ctx context.Context, tx pgx.Tx, args []any) error
 }
 
 // entry is one cached value of a view.
 type entry struct {
 	view   *view
 	family *mapping.Family
-	vars   map[string]string
+	vars   cache.Vars
 	args   []any
 }
+
+// name of the entry for people.
+func (e *entry) name() string { return fmt.Sprint(e.family.Name, e.args) }
 
 // plannedViews resolves the views against the plan. A view whose family the plan
 // lacks is an error: it would be compared and never invalidated.
@@ -58,9 +65,9 @@ func plannedViews(plan *mapping.Plan) ([]*entry, error) {
 			return nil, fmt.Errorf("the mappings have no family %q, which the demo's readers cache", v.family)
 		}
 		v.each(func(args ...any) {
-			e := &entry{view: v, family: f, vars: make(map[string]string), args: args}
+			e := &entry{view: v, family: f, vars: make(cache.Vars), args: args}
 			for i, name := range v.vars {
-				e.vars[name] = fmt.Sprint(args[i])
+				e.vars[name] = args[i]
 			}
 			entries = append(entries, e)
 		})
@@ -71,10 +78,11 @@ func plannedViews(plan *mapping.Plan) ([]*entry, error) {
 // key of the entry, in the real space or in the control space. For a versioned family
 // the version is read first, as every reader has to; one that is not there is "0".
 func (e *entry) key(ctx context.Context, rdb *redis.Client, control bool) (string, error) {
+	var values map[string]string
 	if e.family.Versioned {
-		version := "0"
+		version := mapping.VersionAbsent
 		if !control {
-			name, err := e.family.Version(e.vars)
+			name, err := e.family.Version(e.text(nil))
 			if err != nil {
 				return "", err
 			}
@@ -86,9 +94,9 @@ func (e *entry) key(ctx context.Context, rdb *redis.Client, control bool) (strin
 				version = v
 			}
 		}
-		e = e.withVersion(version)
+		values = map[string]string{mapping.VersionVar: version}
 	}
-	key, err := e.family.Key(e.vars)
+	key, err := e.family.Key(e.text(values))
 	if err != nil {
 		return "", err
 	}
@@ -98,21 +106,28 @@ func (e *entry) key(ctx context.Context, rdb *redis.Client, control bool) (strin
 	return key, nil
 }
 
-// withVersion is a copy: entries are shared by all readers.
-func (e *entry) withVersion(version string) *entry {
-	c := *e
-	c.vars = map[string]string{"version": version}
-	for name, value := range e.vars {
-		c.vars[name] = value
+// text is the entry's variables as they stand in keys, added to others.
+func (e *entry) text(values map[string]string) map[string]string {
+	all := maps.Clone(values)
+	if all == nil {
+		all = make(map[string]string)
 	}
-	return &c
+	for name, value := range e.vars {
+		all[name] = fmt.Sprint(value)
+	}
+	return all
 }
 
-// load reads the entry's rows. The statement is a transaction of its own, so its
-// snapshot is taken now.
-func (e *entry) load(ctx context.Context, conn *pgx.Conn) (string, error) {
+// querier is a connection or a transaction.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// load reads the entry's rows. On a connection the statement is a transaction of its
+// own, so its snapshot is taken now.
+func (e *entry) load(ctx context.Context, q querier) (string, error) {
 	var value *string
-	err := conn.QueryRow(ctx, e.view.sql, e.args...).Scan(&value)
+	err := q.QueryRow(ctx, e.view.sql, e.args...).Scan(&value)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && value == nil {
 		return absent, nil
 	}

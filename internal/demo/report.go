@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/jackc/pgx/v5"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/daemon"
 )
@@ -62,8 +64,12 @@ type Report struct {
 	Committed    int64 // transactions of the writers
 	Undone       int64
 	Reads        int64
-	Hits         int64
+	Misses       int64 // reads that had to wait for a load, their own or another one's
+	Loads        int64
 	Refused      int64 // fills of old values that the lease stopped
+
+	Checked, CheckedStale               int // reads compared with the row's past, see check
+	ControlChecked, ControlCheckedStale int
 
 	Cached, Stale               int    // with invalidation
 	ControlCached, ControlStale int    // the same entries without
@@ -72,7 +78,9 @@ type Report struct {
 }
 
 // OK says whether the run proves what it is to prove.
-func (r *Report) OK() bool { return r.Cached > 0 && r.Stale == 0 && r.Unknown == 0 }
+func (r *Report) OK() bool {
+	return r.Cached > 0 && r.Stale == 0 && r.Unknown == 0 && r.CheckedStale == 0
+}
 
 func (d *demo) report(ctx context.Context, conn *pgx.Conn, worked time.Duration) (*Report, error) {
 	d.progress.update("Comparing every cached value with its row")
@@ -92,11 +100,18 @@ func (d *demo) report(ctx context.Context, conn *pgx.Conn, worked time.Duration)
 	r := &Report{
 		Worked:    worked,
 		Committed: d.writes.committed.Load(), Undone: d.writes.undone.Load(),
-		Reads: d.reads.total.Load(), Hits: d.reads.hits.Load(), Refused: d.reads.refused.Load(),
+		Reads: d.reads.total.Load(), Loads: d.reads.loads.Load(),
+		Misses: d.counted("cache_reads_total", "miss"), Refused: d.counted("cache_fills_refused_total", "revoked"),
+		Checked: d.checked.reads, CheckedStale: d.checked.stale,
+		ControlChecked: d.checked.controlReads, ControlCheckedStale: d.checked.controlStale,
 		Cached: with.cached, Stale: with.stale, Example: with.example,
 		ControlCached: without.cached, ControlStale: without.stale,
 		Unknown: unknown,
 	}
+	if r.Example == "" {
+		r.Example = d.checked.example
+	}
+	r.Misses -= d.missesBefore
 	r.Transactions, r.Rows, r.Keys, r.Latency = d.latency.read()
 	return r, nil
 }
@@ -106,9 +121,13 @@ func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, `
   %.1f s of work
     writers          %s transactions committed, %s rolled back
-    readers          %s reads, %.1f %% hits; %s late fills refused
+    readers          %s reads, %.1f %% hits; %.2f loads per miss; %s late fills refused
     daemon           %s transactions, %s rows, %s keys invalidated
     commit to deleted  p50 %s   p99 %s   max %s
+
+  reads whose value had been replaced for longer than allowed, of those checked
+    with cdc-invalidator    stale: %s of %s
+    without                 stale: %s of %s (%.1f %%)
 
   every cached value compared with its row
     with cdc-invalidator    stale: %s of %s
@@ -117,17 +136,43 @@ func (r *Report) Print(w io.Writer) {
 `,
 		r.Worked.Seconds(),
 		group(r.Committed), group(r.Undone),
-		group(r.Reads), percent(r.Hits, r.Reads), group(r.Refused),
+		group(r.Reads), percent(r.Reads-r.Misses, r.Reads), ratio(r.Loads, r.Misses), group(r.Refused),
 		group(int64(r.Transactions)), group(int64(r.Rows)), group(int64(r.Keys)),
 		millis(r.Latency.P50), millis(r.Latency.P99), millis(r.Latency.Max),
+		group(int64(r.CheckedStale)), group(int64(r.Checked)),
+		group(int64(r.ControlCheckedStale)), group(int64(r.ControlChecked)), percent(int64(r.ControlCheckedStale), int64(r.ControlChecked)),
 		group(int64(r.Stale)), group(int64(r.Cached)),
 		group(int64(r.ControlStale)), group(int64(r.ControlCached)), percent(int64(r.ControlStale), int64(r.ControlCached)))
-	if r.Stale > 0 {
+	if r.Stale > 0 || r.CheckedStale > 0 {
 		fmt.Fprintf(w, "  STALE: %s\n", r.Example)
 	}
 	if r.Unknown > 0 {
 		fmt.Fprintf(w, "  %d keys in Redis were not compared: the result is not complete\n", r.Unknown)
 	}
+}
+
+// counted is the sum of one of the library's counters, over all families.
+func (d *demo) counted(name, label string) int64 {
+	families, err := d.metrics.Gather()
+	if err != nil {
+		return 0 // cannot happen: nothing but the library registers there
+	}
+	sum := 0.0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == label }) {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return int64(sum)
+}
+
+func ratio(part, whole int64) float64 {
+	if whole == 0 {
+		return 0
+	}
+	return float64(part) / float64(whole)
 }
 
 func percent(part, whole int64) float64 {

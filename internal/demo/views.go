@@ -1,5 +1,14 @@
 package demo
 
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/cache"
+)
+
 // views are what the shop's readers cache, one for each family of the mappings.
 func views() []*view {
 	return []*view{
@@ -29,6 +38,17 @@ func views() []*view {
 			family: "product_page", vars: []string{"product_id"},
 			sql: `SELECT format('%s %s v%s by %s v%s', p.name, p.price_cents, p.version, s.name, s.version)
 				FROM products p JOIN sellers s ON s.id = p.seller_id WHERE p.id = $1`,
+			dependsOn: func(ctx context.Context, tx pgx.Tx, args []any) error {
+				var seller int64
+				err := tx.QueryRow(ctx, `SELECT seller_id FROM products WHERE id = $1`, args...).Scan(&seller)
+				if errors.Is(err, pgx.ErrNoRows) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				return cache.DependsOn(ctx, "seller", seller)
+			},
 			each: func(yield func(...any)) {
 				for p := 1; p <= products; p++ {
 					yield(p)

@@ -59,6 +59,7 @@ func (d *demo) run(ctx context.Context) (*Report, error) {
 	for range readerCount {
 		d.worker(after, &readers, stopWriters, func(conn *pgx.Conn) error { return d.reader(reading, conn) })
 	}
+	d.worker(after, &readers, stopWriters, func(conn *pgx.Conn) error { return d.check(reading, conn) })
 	err = d.show(after, writing.Done(), conn, began)
 	stopWriters()
 	err = errors.Join(err, writers.Wait())

@@ -306,6 +306,10 @@ func (b *bench) startDaemon(ctx context.Context, slot, url string) (*process, er
 	if err != nil {
 		return nil, err
 	}
+	return b.startDaemonWith(ctx, path)
+}
+
+func (b *bench) startDaemonWith(ctx context.Context, path string) (*process, error) {
 	http, err := freeAddress()
 	if err != nil {
 		return nil, err

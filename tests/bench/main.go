@@ -29,8 +29,15 @@ type settings struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == bareCommand {
-		exit(runBare(os.Args[2:]))
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case bareCommand:
+			exit(runBare(os.Args[2:]))
+			return
+		case crowdCommand:
+			exit(runCrowd(os.Args[2:]))
+			return
+		}
 	}
 	var s settings
 	flag.StringVar(&s.binary, "binary", "bin/cdc-invalidator", "the daemon to measure")
@@ -86,6 +93,16 @@ func run(ctx context.Context, s settings) (err error) {
 		if strings.Contains(w.name, s.only) {
 			if err := b.backlog(ctx, w); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
+			}
+		}
+	}
+	for _, m := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"readers", b.readers}, {"dependents", b.dependents}} {
+		if strings.Contains(m.name, s.only) {
+			if err := m.run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
 			}
 		}
 	}

@@ -58,6 +58,7 @@ class Family:
 class Entry:
     found: bool  # False: a negative entry
     fresh_until: int
+    lsn: str
     snapshot: str
     payload: bytes
 
@@ -67,22 +68,26 @@ class Entry:
         if raw is None or raw[:4] != b"cdc1" or raw[4:5] not in (b"V", b"N"):
             return None
         fields, newline, payload = raw[_HEADER:].partition(b"\n")
-        _loaded_at, _load_time, _lsn, snapshot, *_later = fields.decode().split()
-        return cls(raw[4:5] == b"V", int(raw[33:45], 16), snapshot, payload)
+        if not newline:
+            return None
+        _loaded_at, _load_time, lsn, snapshot, *_later_versions = fields.decode().split()
+        return cls(raw[4:5] == b"V", int(raw[33:45], 16), lsn, snapshot, payload)
 
     def contains(self, token: str | None) -> bool:
-        """Whether all that is visible in the token's snapshot is visible in this one."""
+        """Whether everything that was visible at the token's moment was visible to the load."""
         if token is None:
             return True
-        if self.snapshot == "-":
-            return False
-        (_, xmax, xip), (_, token_xmax, token_xip) = _snapshot(self.snapshot), _snapshot(token)
+        _version, lsn, seen = token.split(".")
+        if self.snapshot == "-":  # loaded on a standby
+            return self.lsn >= lsn
+        xmax, xip = _snapshot(self.snapshot)
+        token_xmax, token_xip = _snapshot(seen.replace("-", ":").replace("_", ","))
         return xmax >= token_xmax and {x for x in xip if x < token_xmax} <= token_xip
 
 
-def _snapshot(text: str) -> tuple[int, int, set[int]]:
-    xmin, xmax, xip = text.split(":")
-    return int(xmin), int(xmax), {int(x) for x in xip.split(",") if x}
+def _snapshot(text: str) -> tuple[int, set[int]]:
+    _xmin, xmax, xip = text.split(":")
+    return int(xmax), {int(x) for x in xip.split(",") if x}
 
 
 def encode(value: Value) -> str:
@@ -108,8 +113,13 @@ def render(template: str, variables: Mapping[str, Value]) -> str:
 
 
 def token_after_commit(conn: psycopg.Connection) -> str:
-    """For get(at_least=...): call it outside of a transaction, after the write's commit."""
-    return conn.cursor(row_factory=tuple_row).execute("SELECT pg_current_snapshot()::text").fetchone()[0]
+    """For get(at_least=...), here or in another language. To be called after the write's commit."""
+    if conn.info.transaction_status is not TransactionStatus.IDLE:
+        raise ValueError("the transaction on this connection is open: commit it first")
+    with conn.transaction():
+        ask = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_snapshot()::text"
+        lsn, seen = conn.cursor(row_factory=tuple_row).execute(ask).fetchone()
+    return f"1.{int(lsn):016x}.{seen.replace(':', '-').replace(',', '_')}"
 
 
 @dataclass
@@ -124,7 +134,7 @@ class _Load:
 class _Answer:
     key: str = ""
     entry: Entry | None = None  # to be returned
-    mine: bool = False  # the load is ours to store
+    token: str = ""  # of our lease; without one the load is not to be stored
     old: Entry | None = None  # what there is when the source fails
 
 
@@ -145,7 +155,7 @@ class Cache:
         self._control = f"{prefix}source:{{{slot}}}"
         scripts = (rdb.register_script((lua / f"{n}.lua").read_bytes()) for n in ("read", "fill", "release", "register"))
         self._read, self._fill, self._release, self._register = scripts
-        self._source_clock: float | None = None  # ahead of time.monotonic() by this, or a little less
+        self._source_clock: tuple[float, float] | None = None  # it said the second a little after the first
 
     def get(
         self,
@@ -157,12 +167,11 @@ class Cache:
         at_least: str | None = None,
     ) -> bytes:
         """The cached value, or a loaded one. NotFound where there is no row."""
-        token = secrets.token_hex(8)
         patience = time.monotonic() + self._lease
         entities = {_entity(*e) for e in depends_on}
         for _ in range(3):
             try:
-                answer = self._ask(family, variables, token, at_least, patience)
+                answer = self._ask(family, variables, at_least, patience)
             except redis.RedisError:
                 answer = _Answer()  # straight to the source
             if answer.entry is not None:
@@ -170,11 +179,11 @@ class Cache:
             try:
                 loaded = self._load_registered(family, answer, load, entities)
             except BaseException as err:
-                self._give_up(answer, token)
+                self._give_up(answer)
                 if isinstance(err, psycopg.OperationalError) and answer.old is not None:
                     return _found(answer.old.payload if answer.old.found else None)
                 raise
-            self._store(family, answer, loaded, token)
+            self._store(family, answer, loaded)
             if time.monotonic() - loaded.began <= family.staleness:
                 return _found(loaded.payload)
             # Too old to be returned as loaded. If it was stored, the next look shows whether it still holds.
@@ -204,8 +213,9 @@ class Cache:
             proved = self._source_now() - int(control[1], 16) / 1e6 + family.hold <= family.staleness
         return proved, seconds * 1000 + micros // 1000, Entry.parse(raw)
 
-    def _ask(self, family: Family, variables: Mapping[str, Value], token: str, at_least: str | None, patience: float) -> _Answer:
+    def _ask(self, family: Family, variables: Mapping[str, Value], at_least: str | None, patience: float) -> _Answer:
         while True:
+            token = secrets.token_hex(8)  # of one call alone: a copy that is late must not bring a revoked lease back
             key = self._key(family, variables)  # again after each wait: the version may have moved
             proved, now, entry = self._look(family, key)
             old = entry if family.fail_safe and entry is not None and entry.contains(at_least) else None
@@ -216,17 +226,17 @@ class Cache:
             mode = "read" if at_least is None else "refresh"
             what, *rest = self._read(keys=[key], args=[token, int(self._lease * 1000), mode])
             if what == b"lease":
-                return _Answer(key, mine=True)
+                return _Answer(key, token=token)
             entry = Entry.parse(rest[0]) if what != b"wait" else None
             if entry is not None and not entry.contains(at_least):
                 entry = None
             if what in (b"value", b"stale"):
                 return _Answer(entry=entry)
             if what == b"refresh":
-                return _Answer(key, mine=True, old=entry)  # good for a while yet, should the load fail
+                return _Answer(key, token=token, old=entry)  # good for a while yet, should the load fail
             old = entry if family.fail_safe else None
             if what == b"expired":
-                return _Answer(key, mine=True, old=old)
+                return _Answer(key, token=token, old=old)
             left = patience - time.monotonic()  # wait, held
             if left <= 0:
                 return _Answer(old=old)
@@ -236,16 +246,16 @@ class Cache:
         """Loads; every entity is registered before the snapshot of the load that is stored."""
         registered: set[str] = set()
         while True:
-            if answer.mine and entities - registered:
+            if answer.token and entities - registered:
                 try:
                     for entity in entities - registered:
-                        life = family.ttl + family.stale_for + family.fail_safe + self._lease
+                        life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
                         self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
                     registered |= entities
                 except redis.RedisError:
-                    answer.mine = False
+                    answer.token = ""
             loaded = self._load(load, entities)
-            if not answer.mine or entities <= registered:
+            if not answer.token or entities <= registered:
                 return loaded
 
     def _load(self, load: Loader, entities: set[str]) -> _Load:
@@ -257,42 +267,40 @@ class Cache:
                 .execute("SELECT pg_current_snapshot()::text, extract(epoch FROM clock_timestamp())::float8")
                 .fetchone()
             )
-            self._source_clock = now - began
+            self._source_clock = began, now
             try:
                 payload = load(conn, lambda kind, *values: entities.add(_entity(kind, *values)))
             except NotFound:
                 payload = None
             return _Load(payload, snapshot, began, conn.info.transaction_status is TransactionStatus.INTRANS)
 
-    def _store(self, family: Family, answer: _Answer, loaded: _Load, token: str) -> None:
+    def _store(self, family: Family, answer: _Answer, loaded: _Load) -> None:
         lives = (family.ttl * random.uniform(0.9, 1), family.stale_for, family.fail_safe)
         if loaded.payload is None:
             lives = (family.negative_ttl, 0, 0)
-        if not answer.mine or not loaded.whole or lives[0] <= 0:
-            return self._give_up(answer, token)
+        if not answer.token or not loaded.whole or lives[0] <= 0:
+            return self._give_up(answer)
         took = time.monotonic() - loaded.began
-        rest = f" {int((time.time() - took) * 1000):012x} {int(took * 1000)} {'0' * 16} {loaded.snapshot}\n".encode()
+        rest = f" {int(time.time() * 1000):012x} {int(took * 1000)} {'0' * 16} {loaded.snapshot}\n".encode()
         kind = "N" if loaded.payload is None else "V"
         try:
-            self._fill(keys=[answer.key], args=[token, kind, *(int(s * 1000) for s in lives), rest + (loaded.payload or b"")])
+            self._fill(keys=[answer.key], args=[answer.token, kind, *(int(s * 1000) for s in lives), rest + (loaded.payload or b"")])
         except redis.RedisError:
             pass  # what was loaded is as good as before
 
-    def _give_up(self, answer: _Answer, token: str) -> None:
-        if answer.mine:
+    def _give_up(self, answer: _Answer) -> None:
+        if answer.token:
             try:
-                self._release(keys=[answer.key], args=[token])
+                self._release(keys=[answer.key], args=[answer.token])
             except redis.RedisError:
                 pass  # it expires
 
     def _source_now(self) -> float:
         """The source's clock, never behind it."""
         if self._source_clock is None:
-            with self._connect() as conn:
-                began = time.monotonic()
-                (now,) = conn.cursor(row_factory=tuple_row).execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
-                self._source_clock = now - began
-        return time.monotonic() + self._source_clock
+            self._load(lambda *_: b"", set())
+        began, said = self._source_clock
+        return said + (time.monotonic() - began) * 1.001
 
 
 def _entity(kind: str, *values: Value) -> str:

@@ -39,7 +39,7 @@ func (r *Redis) dependents(ctx context.Context, be *backend, entity *mapping.Ent
 			return total, err
 		}
 		r.takeMembers(entity, chunk, at)
-		if err := r.applyKeys(ctx, be, r.members); err != nil {
+		if err := r.applyKeys(ctx, be, delivery{b: r.members, direct: true}); err != nil {
 			return total, err
 		}
 		failpoint.Hit(failpoint.Forgetting)

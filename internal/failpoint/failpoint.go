@@ -19,6 +19,13 @@ const (
 	Purging      Point = "purging"      // a gap is published, the purge not done
 )
 
+// The points that a held invalidation passes, after its transaction was confirmed.
+const (
+	HeldTaken   Point = "held_taken"   // it is in the taken set
+	HeldApplied Point = "held_applied" // Redis acknowledged it
+	HeldDone    Point = "held_done"    // it is in no set any more
+)
+
 // CatalogLook is before each look at the catalogs. Tests hold it, so that DDL is
 // noticed by the log or not at all.
 const CatalogLook Point = "catalog_look"

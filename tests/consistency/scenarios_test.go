@@ -36,8 +36,13 @@ func libraryScenarios() []scenario {
 		{name: "library/Redis restarted with old data", long: true, options: ownRedis, run: redisRestartedOld},
 		{name: "library/Redis hangs", long: true, options: ownRedis, run: redisHangs},
 		{name: "library/source restarted", long: true, options: ownSource, run: sourceRestarted},
+		{name: "library/standby reader", options: ownSource, run: standbyStands},
+		{name: "library/L1: traffic", run: l1Traffic},
+		{name: "library/L1: stored late", run: l1StoreLate},
+		{name: "library/L1: stream cut", run: l1StreamCut},
 		{name: "library/sessions with tokens", run: sessions},
 		{name: "library/sessions with tokens, daemon stopped", run: sessionsDaemonStopped},
+		{name: "library/token: applied between read and check", run: tokenAppliedMeanwhile},
 		{name: "library/stampede", run: stampede},
 		{name: "library/loader slower than the others wait", run: stampedeWaitBound},
 	}
@@ -100,7 +105,7 @@ func leaseTakenLate(s *stage) {
 	a := s.newLibrary()
 	for row := range int64(4) {
 		c := cell{view: viewsOf(item)[0], row: 4 * row}
-		held := s.redisPauses(a).next("evalsha", naiveKey(c.row))
+		held := a.pauses.next("evalsha", naiveKey(c.row))
 		slow := s.start(a, c)
 		held.await(s)
 		s.change(c.row)

@@ -22,6 +22,7 @@ func libraryScenarios() []scenario {
 		{name: "library/soft: refresh asleep across a second change", run: softRefreshAsleep},
 		{name: "library/soft: nobody can refresh", long: true, run: softNobodyRefreshes},
 		{name: "library/dependents: load asleep", run: dependentsAsleep},
+		{name: "library/dependents: readers at its heels", run: dependentsAtItsHeels},
 		{name: "library/version keys evicted", run: versionKeysEvicted},
 		{name: "library/lease runs out during a load", run: leaseRunsOut},
 		{name: "library/hold: daemon stops before it has applied", long: true, options: longHold, run: daemonStopsHolding},
@@ -231,6 +232,21 @@ func dependentsAsleep(s *stage) {
 		s.compareCached()
 		s.wantNow(b, c)
 		s.wantNow(a, c)
+	}
+}
+
+// Readers load a page again as soon as it is removed, and so register for it again while
+// the daemon is still dealing with the last change. The next change must find that.
+func dependentsAtItsHeels(s *stage) {
+	d := s.world.start()
+	a, b := s.newLibrary(), s.newLibrary()
+	c := cell{view: viewsOf(page)[0], row: 4}
+	for range 20 {
+		s.wantNow(a, c)
+		s.change(c.row + 1)
+		s.eventually("the change is applied", func() bool { s.see(a, c); s.see(b, c); return s.appliedAll() })
+		s.settle(d)
+		s.compareCached()
 	}
 }
 

@@ -184,7 +184,7 @@ func (v *View[T]) fromL1(key string, token *Token, now time.Time) (out outcome[T
 		return out, false
 	}
 	e, ok := v.c.l1.get(v.f, key, now)
-	if !ok || e.meta.freshUntil <= millisOf(now) || !v.c.meets(v.f, &e.meta, token) {
+	if !ok || e.meta.freshUntil <= millisOf(now) || !v.c.meets(v.f, &e.meta, token, nil) { // the stream may be behind the control hash
 		return out, false
 	}
 	out.meta, out.result = e.meta, resultL1

@@ -76,8 +76,13 @@ type outcome[T any] struct {
 	value  T
 	meta   entryMeta // negative: value is none
 	result string    // for the metrics
-	at     time.Time // before the snapshot of a load; zero for what was cached
-	stored bool      // a load that was accepted: nothing had made it stale
+
+	// known is what was known of the daemon before Redis was asked for the value, or for
+	// storing it; before the position of a standby was, for a load there.
+	known   *controlState
+	at      time.Time // before the snapshot of a load; zero for what was cached
+	standby bool      // it was loaded there
+	stored  bool      // the load's fill was accepted: nothing had made it stale
 }
 
 func (v *View[T]) count(out *outcome[T], err error) {
@@ -101,7 +106,12 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	if v.c.closed.Load() {
 		return outcome[T]{}, ErrClosed
 	}
-	key, cached, err := v.key(ctx, vars)
+	if nested(ctx) {
+		return outcome[T]{}, errNested
+	}
+	v.c.control.use(ctx)
+	known := v.c.control.look() // before anything is read
+	key, cached, err := v.key(ctx, vars, token)
 	if err != nil {
 		return outcome[T]{}, err
 	}
@@ -111,12 +121,12 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 			return out, nil
 		}
 	}
-	trusted, why := v.c.trusted(v.f, now)
+	trusted, why := v.c.holds(v.f, known, now)
 	switch {
 	case !trusted:
-		return v.bypass(ctx, key, load, token, why)
+		return v.bypass(ctx, key, load, token, why, known)
 	case !cached || !v.c.redisUp(now):
-		return v.bypass(ctx, key, load, token, doubtRedis)
+		return v.bypass(ctx, key, load, token, doubtRedis, known)
 	}
 	mark := v.mark(key)
 	raw, err := v.c.rdb.Get(ctx, key).Result()
@@ -134,12 +144,15 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 			mode = modeRefresh
 			break
 		}
-		if !v.c.meets(v.f, &out.meta, token) {
+		if !v.c.meets(v.f, &out.meta, token, known) {
 			mode = modeRefresh
 			break
 		}
+		if ok, why := v.c.holds(v.f, known, time.Now()); !ok { // Redis was slow
+			return v.bypass(ctx, key, load, token, why, known)
+		}
 		if early(&e, millisOf(now)) {
-			v.refreshSoon(ctx, key, load)
+			v.refreshSoon(ctx, key, load, known)
 		}
 		v.storeL1(mark, &out)
 		return out, nil
@@ -147,9 +160,9 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	case ctx.Err() != nil:
 		return outcome[T]{}, ctx.Err()
 	default:
-		return v.bypass(ctx, key, load, token, doubtRedis)
+		return v.bypass(ctx, key, load, token, doubtRedis, known)
 	}
-	return v.miss(ctx, key, load, token, mode)
+	return v.miss(ctx, key, load, token, mode, known)
 }
 
 // decode makes a value of an entry.
@@ -181,8 +194,9 @@ func early(e *entry, ms int64) bool {
 }
 
 // key renders the data key. cached is false when its version could not be read: then the
-// key stands for nothing in Redis.
-func (v *View[T]) key(ctx context.Context, vars Vars) (key string, cached bool, err error) {
+// key stands for nothing in Redis. For a token the version is read from Redis: memory may be
+// behind what the control hash says.
+func (v *View[T]) key(ctx context.Context, vars Vars, token *Token) (key string, cached bool, err error) {
 	if !v.f.Versioned {
 		key, err = v.f.dataKey(vars, "")
 		return key, true, err
@@ -191,7 +205,7 @@ func (v *View[T]) key(ctx context.Context, vars Vars) (key string, cached bool, 
 	if err != nil {
 		return "", false, err
 	}
-	version, err := v.version(ctx, name)
+	version, err := v.version(ctx, name, token)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", false, ctx.Err()

@@ -39,6 +39,7 @@ keys:
   page: {key: "page:{id}", class: critical, ttl: 1h}
 mappings:
   - {table: public.users, keys: [user], dependents: ["user:{id}"]}
+  - {table: public.big, keys: [page]}
 `
 
 // value is what a reader caches: as large as a small JSON document.

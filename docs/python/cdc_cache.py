@@ -163,7 +163,7 @@ class Cache:
         variables: Mapping[str, Value],
         load: Loader,
         *,
-        depends_on: Iterable[tuple[str, *tuple[Value, ...]]] = (),
+        depends_on: Iterable[tuple[Value, ...]] = (),
         at_least: str | None = None,
     ) -> bytes:
         """The cached value, or a loaded one. NotFound where there is no row."""
@@ -210,7 +210,10 @@ class Cache:
             raw = None
         proved = family.serve_in_doubt
         if not proved and isinstance(control, list) and control[0] in (b"ok", b"catching_up") and control[1]:
-            proved = self._source_now() - int(control[1], 16) / 1e6 + family.hold <= family.staleness
+            try:
+                proved = self._source_now() - int(control[1], 16) / 1e6 + family.hold <= family.staleness
+            except psycopg.OperationalError:
+                pass  # what cannot be proved is asked of the source, which will say so itself
         return proved, seconds * 1000 + micros // 1000, Entry.parse(raw)
 
     def _ask(self, family: Family, variables: Mapping[str, Value], at_least: str | None, patience: float) -> _Answer:
@@ -230,12 +233,10 @@ class Cache:
             entry = Entry.parse(rest[0]) if what != b"wait" else None
             if entry is not None and not entry.contains(at_least):
                 entry = None
+            old = entry if family.fail_safe else None
             if what in (b"value", b"stale"):
                 return _Answer(entry=entry)
-            if what == b"refresh":
-                return _Answer(key, token=token, old=entry)  # good for a while yet, should the load fail
-            old = entry if family.fail_safe else None
-            if what == b"expired":
+            if what in (b"refresh", b"expired"):  # the first could be served while a thread refreshes it
                 return _Answer(key, token=token, old=old)
             left = patience - time.monotonic()  # wait, held
             if left <= 0:
@@ -245,18 +246,20 @@ class Cache:
     def _load_registered(self, family: Family, answer: _Answer, load: Loader, entities: set[str]) -> _Load:
         """Loads; every entity is registered before the snapshot of the load that is stored."""
         registered: set[str] = set()
-        while True:
-            if answer.token and entities - registered:
-                try:
-                    for entity in entities - registered:
-                        life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
-                        self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
-                    registered |= entities
-                except redis.RedisError:
-                    answer.token = ""
+        life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
+        for _ in range(3):
+            new = entities - registered if answer.token else set()
+            try:
+                for entity in new:
+                    self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
+            except redis.RedisError:
+                answer.token = ""  # what is not registered is not stored
+            registered |= new
             loaded = self._load(load, entities)
             if not answer.token or entities <= registered:
                 return loaded
+        loaded.whole = False  # it declares something else each time
+        return loaded
 
     def _load(self, load: Loader, entities: set[str]) -> _Load:
         with self._connect() as conn, conn.transaction():

@@ -30,8 +30,10 @@ type Client struct {
 
 	clock   *sourceClock
 	control *control
-	source  *gate        // of loads
-	redis   breaker      // so that reads do not wait for its timeouts while it is down
+	l1      *l1     // nil without
+	source  *gate   // of loads
+	redis   breaker // so that reads do not wait for its timeouts while it is down
+	standby breaker
 	trouble atomic.Bool  // its last call failed
 	waiting atomic.Int64 // reads that wait for somebody else's load
 	tags    *lru.Cache[string, []string]
@@ -50,10 +52,11 @@ const knownTags = 10_000
 // Open prepares reading through rdb what is in pool's database. It starts to follow the
 // daemon's control hash; while that cannot be read, reads go to the source. Close ends it.
 //
-// rdb should have ContextTimeoutEnabled, and timeouts of a second or less: they are what
-// a read waits for when Redis hangs.
+// When Redis hangs, a read waits for WithRedisTimeout before it goes to the source. The
+// client of a cluster must bring that along itself: give it ContextTimeoutEnabled, and
+// timeouts of a second or less.
 func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, opts ...Option) (*Client, error) {
-	o := options{codec: JSON, lease: defaultLease, wait: defaultWait, loadTimeout: defaultLoadTimeout, logger: slog.New(slog.DiscardHandler)}
+	o := options{codec: JSON, lease: defaultLease, wait: defaultWait, loadTimeout: defaultLoadTimeout, redisTimeout: defaultRedisTimeout, logger: slog.New(slog.DiscardHandler)}
 	for _, option := range opts {
 		if err := option(&o); err != nil {
 			return nil, fmt.Errorf("cache: open: %w", err)
@@ -62,9 +65,18 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	if o.file == nil {
 		return nil, errors.New("cache: open: no mappings: give WithMappings the path of the file that the daemon runs with")
 	}
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		if o := cluster.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
+			return nil, errors.New("cache: open: the cluster client reads from replicas, which may not have what was removed yet: switch off ReadOnly, RouteByLatency and RouteRandomly")
+		}
+	}
 	if rdb == nil || pool == nil {
 		return nil, errors.New("cache: open: a Redis client and a pool are needed")
 	}
+	if err := checkReads(rdb); err != nil {
+		return nil, fmt.Errorf("cache: open: %w", err)
+	}
+	rdb = bounded(rdb, o.redisTimeout)
 	plan, err := mapping.Compile(o.file)
 	if err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
@@ -78,8 +90,11 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	}
 	c := &Client{
 		o: o, rdb: rdb, primary: pool, prefix: o.file.Redis.Prefix, plan: plan, log: o.logger, scripts: newScripts(),
-		clock: &sourceClock{}, source: newGate(o.concurrency), redis: breaker{pause: redisPause}, tags: tags,
+		clock: &sourceClock{}, tags: tags,
 	}
+	c.source = newGate(o.concurrency, c.breakerChanged("the source"))
+	c.redis = breaker{pause: redisPause, onChange: c.breakerChanged("redis")}
+	c.standby = breaker{pause: sourcePause, onChange: c.breakerChanged("the standby")}
 	if c.metrics, err = newMetrics(o.registerer); err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
@@ -119,6 +134,16 @@ func pollInterval(plan *mapping.Plan) time.Duration {
 	return max(interval, pollMin)
 }
 
+func (c *Client) breakerChanged(server string) func(bool) {
+	return func(open bool) {
+		if open {
+			c.log.Warn(server+" has not answered several times in a row; it is left alone, and tried again all the time", "failures", breakerFailures)
+		} else {
+			c.log.Info(server + " answers again")
+		}
+	}
+}
+
 // Close ends what runs in the background and waits for it. The pool and the Redis
 // client stay open: they are the caller's.
 func (c *Client) Close() error {
@@ -127,6 +152,7 @@ func (c *Client) Close() error {
 	c.cancel()
 	c.mu.Unlock()
 	c.background.Wait()
+	c.metrics.unregister()
 	return nil
 }
 
@@ -149,39 +175,18 @@ const (
 	doubtToken = "token" // what is cached is older than the read's token, and somebody else is loading
 )
 
-// trusted says whether what is cached of the family may be served now.
-func (c *Client) trusted(f *family, now time.Time) (ok bool, why string) {
+// holds says whether what was read of the family from Redis, after the daemon's state known
+// was, may be returned at t.
+func (c *Client) holds(f *family, known *controlState, t time.Time) (ok bool, why string) {
 	if f.Class.OnDoubt == onDoubtServe {
 		return true, ""
 	}
-	return c.control.proves(f.Class, now)
+	return known.proves(c.clock, f.Class, t, 0)
 }
 
-// meets says whether an entry is new enough for the token, which may be nil.
-func (c *Client) meets(f *family, m *entryMeta, token *Token) bool {
-	return token == nil || token.metBy(m) || !f.Class.Held() && c.control.reached(token)
-}
-
-// redisPause is how long Redis is left alone after it has failed several times.
-const redisPause = 200 * time.Millisecond
-
-// asked notes how a call to Redis went. A caller that gives up says nothing of Redis.
-func (c *Client) asked(ctx context.Context, err error) {
-	failed := err != nil && !errors.Is(err, redis.Nil) && !isReply(err)
-	if failed && ctx.Err() != nil {
-		return
-	}
-	if failed || c.trouble.Load() {
-		c.redis.done(failed, time.Now())
-		c.trouble.Store(failed)
-	}
-}
-
-// redisUp says whether Redis is worth a call. While it works, that costs nothing.
-func (c *Client) redisUp(now time.Time) bool { return !c.trouble.Load() || c.redis.allow(now) }
-
-// isReply says whether an error is an answer of Redis, which works then.
-func isReply(err error) bool {
-	var reply redis.Error
-	return errors.As(err, &reply)
+// meets says whether an entry, which was read after known was, is new enough for the
+// token, which may be nil. What the daemon has applied is gone from Redis, but for values
+// that it has only marked as stale, and for what it holds back on purpose.
+func (c *Client) meets(f *family, m *entryMeta, token *Token, known *controlState) bool {
+	return token == nil || token.metBy(m) || m.freshUntil != 0 && !f.Class.Held() && known.includes(token)
 }

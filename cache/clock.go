@@ -15,8 +15,8 @@ type sourceClock struct {
 
 // clockReading: at some moment after asked, the source's clock said theirs.
 type clockReading struct {
-	asked  time.Time // has a monotonic reading: setting this machine's clock changes nothing
-	theirs int64     // us since 1970
+	asked  time.Time
+	theirs int64 // us since 1970
 }
 
 // clockDrift is how much faster than ours the source's clock may run.
@@ -30,20 +30,30 @@ func (c *sourceClock) measure(ctx context.Context, q querier) error {
 		return fmt.Errorf("ask the source for its time: %w", err)
 	}
 	r.theirs = theirs.UnixMicro()
-	// A slow answer bounds less well than an older one that was quick, for a while.
+	c.observe(&r, time.Now())
+	return nil
+}
+
+// observe takes a reading that arrived now. A slow answer bounds less well than an older
+// one that was quick, which then stays for a while, unless the answer disproves it: the
+// source's clock was set forward.
+func (c *sourceClock) observe(r *clockReading, now time.Time) {
 	for {
 		old := c.reading.Load()
-		if old != nil && old.at(time.Now()) < r.at(time.Now()) && time.Since(old.asked) < time.Minute {
-			return nil
+		if old != nil && r.theirs <= old.at(now) && old.at(now) < r.at(now) && now.Sub(old.asked) < time.Minute {
+			return
 		}
-		if c.reading.CompareAndSwap(old, &r) {
-			return nil
+		if c.reading.CompareAndSwap(old, r) {
+			return
 		}
 	}
 }
 
+// at takes the longer of the times that have passed by our two clocks: the monotonic one
+// stands still while a machine is suspended, and the other one may be set back.
 func (r *clockReading) at(t time.Time) int64 {
-	return r.theirs + int64(float64(t.Sub(r.asked).Microseconds())*clockDrift) + 1
+	passed := max(t.Sub(r.asked), t.Round(0).Sub(r.asked.Round(0)))
+	return r.theirs + int64(float64(passed.Microseconds())*clockDrift) + 1
 }
 
 // now is the latest that the source's clock can say at t, in us since 1970; ok is false

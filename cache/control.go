@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,20 +39,65 @@ type control struct {
 
 	last   atomic.Pointer[controlState]
 	failed bool // of the goroutine that runs
+
+	used     atomic.Bool // by a read, since the last look
+	sleeping atomic.Bool // nobody has read for a while, so nobody looks
+	mu       sync.Mutex  // of who wakes it
+	wake     chan struct{}
 }
 
+// controlState is what a look has shown. It is true of what is read from Redis after that
+// look, not before: so a read takes it first.
 type controlState struct {
+	asked     time.Time
 	state     string
 	freshAsOf int64   // us since 1970, by the source's clock
 	reached   lsn.LSN // nothing that ended at or below it is missing
 	err       error   // the hash cannot be understood
 }
 
+// idleAfter is how long after the last read the hash is looked at.
+const idleAfter = 10 * time.Second
+
 // clockInterval is how often the source is asked for its time.
 const clockInterval = 10 * time.Second
 
 func newControl(rdb redis.UniversalClient, key string, source querier, clock *sourceClock, interval time.Duration, log *slog.Logger) *control {
-	return &control{rdb: rdb, key: key, source: source, clock: clock, interval: interval, log: log}
+	return &control{rdb: rdb, key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1)}
+}
+
+// look is what is known of the daemon.
+func (c *control) look() *controlState { return c.last.Load() }
+
+// use notes a read. The first one after a pause looks itself: what is known is too old.
+func (c *control) use(ctx context.Context) {
+	if !c.used.Load() {
+		c.used.Store(true)
+	}
+	if !c.sleeping.Load() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.sleeping.Load() {
+		return // somebody else has looked meanwhile
+	}
+	bounded, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := c.poll(bounded); err != nil && ctx.Err() != nil {
+		return // this reader has given up: the next one looks
+	}
+	c.sleeping.Store(false)
+	c.wake <- struct{}{}
+}
+
+// sleep waits for the next read.
+func (c *control) sleep(ctx context.Context) {
+	c.sleeping.Store(true)
+	select {
+	case <-c.wake:
+	case <-ctx.Done():
+	}
 }
 
 // run looks at the hash, and at the source's clock, until ctx ends.
@@ -62,8 +108,9 @@ func (c *control) run(ctx context.Context) {
 	if _, ok := c.clock.now(measured); !ok {
 		measured = time.Time{}
 	}
+	lastUse := time.Now()
 	for {
-		if time.Since(measured) >= clockInterval {
+		if time.Since(measured) >= clockInterval || c.clockWasSet() {
 			bounded, cancel := context.WithTimeout(ctx, time.Second)
 			err := c.clock.measure(bounded, c.source)
 			cancel()
@@ -77,6 +124,12 @@ func (c *control) run(ctx context.Context) {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
+		}
+		if c.used.Swap(false) {
+			lastUse = time.Now()
+		} else if time.Since(lastUse) > idleAfter {
+			c.sleep(ctx)
+			lastUse = time.Now()
 		}
 		bounded, cancel := context.WithTimeout(ctx, time.Second)
 		err := c.poll(bounded)
@@ -95,8 +148,17 @@ func (c *control) run(ctx context.Context) {
 	}
 }
 
+// clockWasSet says whether the daemon is fresh to a time that the source's clock cannot
+// have reached: it was set forward, and what is known of it is wrong.
+func (c *control) clockWasSet() bool {
+	s := c.look()
+	now, ok := c.clock.now(time.Now())
+	return ok && s != nil && s.freshAsOf > now
+}
+
 // poll looks at the hash now. After an error the last look stands, and ages.
 func (c *control) poll(ctx context.Context) error {
+	asked := time.Now()
 	values, err := c.rdb.HMGet(ctx, c.key, "state", "fresh_as_of", "applied", "end").Result()
 	if err != nil {
 		return fmt.Errorf("read the control hash: %w", err)
@@ -105,8 +167,13 @@ func (c *control) poll(ctx context.Context) error {
 	if err != nil {
 		s = &controlState{err: err}
 	}
-	c.last.Store(s)
-	return err
+	s.asked = asked
+	for {
+		old := c.last.Load()
+		if old != nil && old.asked.After(asked) || c.last.CompareAndSwap(old, s) {
+			return err
+		}
+	}
 }
 
 func parseControlState(values []any) (*controlState, error) {
@@ -134,35 +201,33 @@ func parseControlState(values []any) (*controlState, error) {
 	return s, nil
 }
 
-// proves says whether a value of the class that is in Redis at the time now is within the
-// class's budget; why tells what is in doubt.
-func (c *control) proves(class *mapping.Class, now time.Time) (ok bool, why string) {
-	s := c.last.Load()
+// proves says whether a value of the class that is read from Redis after this look can be
+// returned at t: it is within the class's budget, and spare. why tells what is in doubt.
+func (s *controlState) proves(clock *sourceClock, class *mapping.Class, t time.Time, spare time.Duration) (ok bool, why string) {
 	if s == nil || s.err != nil {
 		return false, doubtUnknown
 	}
 	switch s.state {
 	case "ok", "catching_up":
-	case "gap", "paused":
+	case doubtGap, doubtPaused:
 		return false, s.state
 	default:
 		return false, doubtUnknown
 	}
-	at, known := c.clock.now(now)
-	if !known {
+	at, known := clock.now(t)
+	if !known || at < s.freshAsOf { // see clockWasSet
 		return false, doubtUnknown
 	}
 	age := time.Duration(at-s.freshAsOf)*time.Microsecond + class.Hold()
-	if age > class.Staleness {
+	if age > class.Staleness+spare {
 		return false, doubtLate
 	}
 	return true, ""
 }
 
-// reached says whether everything that had been committed at the token's moment is
+// includes says whether everything that had been committed at the token's moment is
 // applied. It says nothing of classes whose invalidations are held back.
-func (c *control) reached(t *Token) bool {
-	s := c.last.Load()
+func (s *controlState) includes(t *Token) bool {
 	return s != nil && s.err == nil && (s.state == "ok" || s.state == "catching_up") && s.reached >= t.at
 }
 

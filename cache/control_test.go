@@ -35,7 +35,7 @@ func TestControlProves(t *testing.T) {
 	now := time.Now()
 	expect := func(class *mapping.Class, at time.Time, want string) {
 		t.Helper()
-		if ok, why := c.proves(class, at); why != want || ok != (want == "") {
+		if ok, why := c.look().proves(c.clock, class, at, 0); why != want || ok != (want == "") {
 			t.Errorf("proved: %v %q, want %q", ok, why, want)
 		}
 	}
@@ -67,7 +67,7 @@ func TestControlProves(t *testing.T) {
 	poll()
 	expect(slow, now, "")
 	for at, want := range map[lsn.LSN]bool{8: true, 16: true, 24: true, 25: false} {
-		if got := c.reached(&Token{at: at}); got != want {
+		if got := c.look().includes(&Token{at: at}); got != want {
 			t.Errorf("position %s is reached: %v", at, got)
 		}
 	}
@@ -101,7 +101,7 @@ func TestControlRunFollows(t *testing.T) {
 	until := func(want string) {
 		t.Helper()
 		for {
-			if _, why := c.proves(class, time.Now()); why == want {
+			if _, why := c.look().proves(c.clock, class, time.Now(), 0); why == want {
 				return
 			}
 			if t.Context().Err() != nil {

@@ -34,6 +34,9 @@ func DependsOn(ctx context.Context, kind string, values ...any) error {
 
 type dependenciesKey struct{}
 
+// nested says whether the context is one that a loader was given.
+func nested(ctx context.Context) bool { return ctx.Value(dependenciesKey{}) != nil }
+
 // dependencies gathers what a load depends on.
 type dependencies struct {
 	plan *mapping.Plan

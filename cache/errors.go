@@ -21,6 +21,14 @@ var ErrTooSlow = errors.New("cache: loading takes longer than the class's stalen
 // ErrClosed is returned by reads after Close.
 var ErrClosed = errors.New("cache: the client is closed")
 
+// ErrTokenAhead is returned when a value loaded after the call does not have what the
+// token stands for: the token is of another database, or the primary was replaced
+// by one that has lost it.
+var ErrTokenAhead = errors.New("cache: the source does not have what the token stands for")
+
+// errNested is returned by reads inside a loader.
+var errNested = errors.New("cache: a read inside a loader: what it returns may be older than the loader's snapshot, and nothing would invalidate what is made of it: read with the loader's transaction")
+
 // unavailable marks an error as one of the source not answering.
 func unavailable(doing string, err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)

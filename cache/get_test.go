@@ -272,7 +272,7 @@ func TestTooSlowIsLoadedAgainAndThenRefused(t *testing.T) {
 	loads := 0
 	_, err := v.Get(t.Context(), Vars{"id": 1}, func(ctx context.Context, tx pgx.Tx) (string, error) {
 		loads++
-		if _, err := tx.Exec(ctx, `SELECT pg_sleep(0.15)`); err != nil { // longer than the class allows
+		if _, err := tx.Exec(ctx, `SELECT pg_sleep(0.5)`); err != nil { // longer than the class allows
 			return "", err
 		}
 		b.invalidate("quick:1")
@@ -283,7 +283,7 @@ func TestTooSlowIsLoadedAgainAndThenRefused(t *testing.T) {
 	}
 	// As long as nothing makes it stale, the lease proves it right however slow it was.
 	s, err := v.Get(t.Context(), Vars{"id": 2}, func(ctx context.Context, tx pgx.Tx) (string, error) {
-		if _, err := tx.Exec(ctx, `SELECT pg_sleep(0.15)`); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT pg_sleep(0.5)`); err != nil {
 			return "", err
 		}
 		return item(2)(ctx, tx)
@@ -300,21 +300,21 @@ func TestDoubtGoesToTheSource(t *testing.T) {
 	b.get(kept, 1, "one")
 	b.write(1, "two")
 	for _, state := range []string{"gap", "paused", "unheard-of"} {
-		b.fresh(state)
+		b.daemon.set(state, 0)
 		why := state
 		if state == "unheard-of" {
 			why = doubtUnknown
 		}
-		eventually(t, "state "+state+" is seen", func() bool { _, got := b.c.control.proves(v.f.Class, time.Now()); return got == why })
+		eventually(t, "state "+state+" is seen", func() bool { return b.doubt(v) == why })
 		b.get(v, 1, "two")
 		b.get(kept, 1, "one") // on_doubt: serve
 		b.count("cache_bypasses_total", 1, why)
 	}
-	publish(t, b.rdb, "ok", time.Now().Add(-2*time.Minute), 16, 24)
-	eventually(t, "that it is late is seen", func() bool { _, got := b.c.control.proves(v.f.Class, time.Now()); return got == doubtLate })
+	b.daemon.set("ok", 2*time.Minute)
+	eventually(t, "that it is late is seen", func() bool { return b.doubt(v) == doubtLate })
 	b.get(v, 1, "two")
-	b.fresh("ok")
-	eventually(t, "that it is fresh is seen", func() bool { ok, _ := b.c.control.proves(v.f.Class, time.Now()); return ok })
+	b.daemon.set("ok", 0)
+	eventually(t, "that it is fresh is seen", func() bool { return b.doubt(v) == "" })
 	b.get(v, 1, "one")
 }
 

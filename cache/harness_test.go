@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
 const testMappings = `version: 1
@@ -26,18 +29,22 @@ source:
 redis: {url: "${REDIS_URL}", stream_max_length: 1000}
 classes:
   critical: {staleness: 1m}
-  tight: {staleness: 100ms}
+  tight: {staleness: 400ms}
   slow: {staleness: 1m, linger: 10s}
   kept: {staleness: 1m, fail_safe: 1h, on_doubt: serve}
+  safe: {staleness: 400ms, fail_safe: 1h}
 keys:
   item: {key: "item:{id}", class: critical, ttl: 10m}
   quick: {key: "quick:{id}", class: tight, ttl: 10m}
   page: {key: "page:{id}", class: slow, ttl: 10m, on_invalidate: soft, stale_for: 30s}
   kept: {key: "kept:{id}", class: kept, ttl: 10m}
+  safe: {key: "safe:{id}", class: safe, ttl: 10m}
+  soft: {key: "soft:{id}", class: critical, ttl: 10m, on_invalidate: soft, stale_for: 30s}
+  fast: {key: "fast:{shop}:{version}:{q}", version: "fast:{shop}", class: tight, ttl: 10m}
   never: {key: "never:{id}", class: critical, negative_ttl: 0s}
   list: {key: "list:{shop}:{version}:{q}", version: "list:{shop}", class: critical, ttl: 10m}
 mappings:
-  - {table: public.items, keys: [item, quick, page, kept, never, {list: {shop: id}}]}
+  - {table: public.items, keys: [item, quick, page, kept, never, safe, soft, {list: {shop: id}}, {fast: {shop: id}}]}
   - {table: public.sellers, dependents: ["seller:{id}"]}
 `
 
@@ -50,18 +57,92 @@ type bench struct {
 	mappings string
 	registry *prometheus.Registry
 	c        *Client
+	daemon   *daemon
+}
+
+// daemon publishes the control hash all the time, as the real one does.
+type daemon struct {
+	rdb *redis.Client
+
+	mu           sync.Mutex
+	state        string
+	age          time.Duration // of what is applied
+	applied, end lsn.LSN
+	hold         bool // it publishes nothing
+}
+
+func startDaemon(t *testing.T, rdb *redis.Client) *daemon {
+	t.Helper()
+	d := &daemon{rdb: rdb, applied: 16, end: 24}
+	d.set("ok", 0)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				d.publish()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-done })
+	return d
+}
+
+// set says what is published from now on. It is in Redis when set returns.
+func (d *daemon) set(state string, age time.Duration) {
+	d.change(func() { d.state, d.age = state, age })
+}
+
+// reach says that everything up to there is applied.
+func (d *daemon) reach(end lsn.LSN) { d.change(func() { d.applied, d.end = end, end }) }
+
+// away stops publishing, or begins again.
+func (d *daemon) away(hold bool) { d.change(func() { d.hold = hold }) }
+
+func (d *daemon) change(f func()) {
+	d.mu.Lock()
+	f()
+	d.mu.Unlock()
+	d.publish()
+}
+
+func (d *daemon) publish() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hold {
+		return
+	}
+	// Redis may be away: then nothing is published.
+	_ = d.rdb.HSet(context.Background(), testControlKey, "state", d.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-d.age).UnixMicro()),
+		"applied", d.applied.Hex(), "end", d.end.Hex(), "sent", d.applied.Hex()).Err()
+}
+
+// doubt is why what is cached of the family is not proved now; empty when it is.
+func (b *bench) doubt(v *View[string]) string {
+	_, why := b.c.control.look().proves(b.c.clock, v.f.Class, time.Now(), 0)
+	return why
 }
 
 func newBench(t *testing.T, options ...Option) *bench {
 	t.Helper()
-	b := &bench{T: t, db: servertest.Postgres(t), rdb: servertest.Redis(t).Client(t)}
+	return newBenchOn(t, servertest.Postgres(t), options...)
+}
+
+func newBenchOn(t *testing.T, db *servertest.Database, options ...Option) *bench {
+	t.Helper()
+	b := &bench{T: t, db: db, rdb: servertest.Redis(t).Client(t)}
 	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
 	b.pool = b.connect()
 	b.mappings = filepath.Join(t.TempDir(), "mappings.yaml")
 	if err := os.WriteFile(b.mappings, []byte(testMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.fresh("ok")
+	b.daemon = startDaemon(t, b.rdb)
 	b.c, b.registry = b.open(options...)
 	return b
 }
@@ -90,12 +171,6 @@ func (b *bench) open(options ...Option) (*Client, *prometheus.Registry) {
 		}
 	})
 	return c, registry
-}
-
-// fresh publishes that nothing is missing for the next hour, which lasts for a test.
-func (b *bench) fresh(state string) {
-	b.Helper()
-	publish(b.T, b.rdb, state, time.Now().Add(time.Hour), 16, 24)
 }
 
 func (b *bench) write(id int, value string) {
@@ -183,6 +258,72 @@ func (b *bench) count(name string, want float64, labels ...string) {
 	if got := counted(b, b.registry, name, labels...); got != want {
 		b.Errorf("%s%v is %v, want %v", name, labels, got, want)
 	}
+}
+
+// tap sees what a Redis client is answered before its caller does.
+type tap struct {
+	answered atomic.Pointer[func(redis.Cmder)]
+}
+
+func (h *tap) set(f func(redis.Cmder)) { h.answered.Store(&f) }
+
+// once waits for a command on a key, does something, and lets the caller go on.
+func (h *tap) once(name, key string, do func()) {
+	var done atomic.Bool
+	h.set(func(cmd redis.Cmder) {
+		args := cmd.Args()
+		for _, arg := range args[1:] {
+			if cmd.Name() == name && arg == key && done.CompareAndSwap(false, true) {
+				do()
+				return
+			}
+		}
+	})
+}
+
+func (h *tap) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *tap) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if f := h.answered.Load(); f != nil {
+			(*f)(cmd)
+		}
+		return err
+	}
+}
+
+func (h *tap) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		if f := h.answered.Load(); f != nil {
+			for _, cmd := range cmds {
+				(*f)(cmd)
+			}
+		}
+		return err
+	}
+}
+
+// tapped is another client, whose answers from Redis the test holds up.
+func (b *bench) tapped(options ...Option) (*Client, *tap) {
+	b.Helper()
+	h := &tap{}
+	rdb := redis.NewClient(b.rdb.Options())
+	b.Cleanup(func() { _ = rdb.Close() })
+	rdb.AddHook(h)
+	old := b.rdb
+	b.rdb = rdb
+	c, registry := b.open(append(options, WithRedisTimeout(0))...)
+	b.rdb, b.c, b.registry = old, c, registry
+	return c, h
+}
+
+// seen waits until a client knows what the daemon publishes from now on.
+func (b *bench) seen() {
+	b.Helper()
+	before := time.Now()
+	eventually(b, "the client looks at the control hash", func() bool { s := b.c.control.look(); return s != nil && s.asked.After(before) })
 }
 
 // gated is a loader that tells when it has read, and returns when it is let go.

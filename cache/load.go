@@ -14,18 +14,26 @@ import (
 
 // loadOptions say what a load is for.
 type loadOptions struct {
-	leased bool   // it may be stored
-	token  *Token // it has to be at least as new; nil for any
+	leased  bool   // it may be stored
+	token   *Token // it has to be at least as new; nil for any
+	primary bool   // not on the standby
 }
 
 // loaded is what a loader brought.
 type loaded[V any] struct {
 	value    V
 	notFound bool
-	meta     entryMeta
-	at       time.Time // before its snapshot
-	proved   bool      // it may be stored: its snapshot and its dependents are known
-	end      func()    // waits for the transaction's end
+	source   loadSource
+	proved   bool   // it may be stored: its snapshot and its dependents are known
+	end      func() // waits for the transaction's end
+}
+
+// loadSource is what a load has read from.
+type loadSource struct {
+	meta    entryMeta // its snapshot, or the position of a standby
+	at      time.Time // before its snapshot
+	standby bool
+	known   *controlState // of a standby: before its position was compared
 }
 
 // rounds is how often a load runs when each time it declares dependents that were not
@@ -50,6 +58,11 @@ func run[V any](ctx context.Context, c *Client, f *family, keys []string, load l
 			registered = append(registered, pending...)
 		}
 		l, tags, err := runOnce(ctx, c, f, load, o)
+		if err != nil && l.source.standby && !o.primary && standbyFails(err) && ctx.Err() == nil {
+			c.log.Debug("a load on the standby failed, and is run on the primary", "family", f.Name, "error", err)
+			o.primary = true
+			l, tags, err = runOnce(ctx, c, f, load, o)
+		}
 		if err != nil {
 			return l, err
 		}
@@ -59,7 +72,7 @@ func run[V any](ctx context.Context, c *Client, f *family, keys []string, load l
 		pending = slices.DeleteFunc(tags, func(tag string) bool { return slices.Contains(registered, tag) })
 		if len(pending) == 0 {
 			if len(registered) > 0 {
-				c.rememberTags(keys, registered)
+				c.rememberTags(keys, tags)
 			}
 			return l, nil
 		}
@@ -78,7 +91,7 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 		return l, nil, err
 	}
 	down := true
-	defer func() { c.source.leave(down) }()
+	defer func() { c.source.leave(down && !l.source.standby) }()
 	c.metrics.running.Inc()
 	defer c.metrics.running.Dec()
 	f.metrics.loads.Inc()
@@ -98,8 +111,8 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 	l.value, err = load(context.WithValue(ctx, dependenciesKey{}, declared), s.tx)
 	f.metrics.seconds.Observe(time.Since(s.at).Seconds())
 	l.notFound = errors.Is(err, ErrNotFound)
-	l.meta, l.at = s.meta, s.at
-	l.proved = o.leased && s.tx.inTransaction()
+	l.source = s.loadSource
+	l.proved = o.leased && s.tx.isWhole()
 	closed := s.conn.Conn().IsClosed()
 	down = closed && ctx.Err() == nil || sourceFails(err)
 	l.end = s.end(ctx)
@@ -122,14 +135,13 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 type session struct {
 	conn *pgxpool.Conn
 	tx   *loadTx
-	meta entryMeta
-	at   time.Time // before its snapshot
+	loadSource
 }
 
 // begin opens a transaction on the primary, or on the standby where what is loaded there
 // may be stored.
 func (c *Client) begin(ctx context.Context, f *family, o loadOptions) (*session, error) {
-	if o.leased && c.o.replica != nil {
+	if o.leased && !o.primary && c.o.replica != nil && c.standby.allow(time.Now()) {
 		s, err := c.beginStandby(ctx, f, o.token)
 		if err == nil {
 			return s, nil
@@ -144,10 +156,15 @@ func beginSession(ctx context.Context, pool *pgxpool.Pool) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{conn: conn, at: time.Now()}
-	if s.tx, s.meta.snapshot, err = beginTx(ctx, conn.Conn()); err != nil {
+	s := &session{conn: conn, loadSource: loadSource{at: time.Now()}}
+	standby := false
+	if s.tx, s.meta.snapshot, standby, err = beginTx(ctx, conn.Conn()); err != nil {
 		conn.Release()
 		return nil, err
+	}
+	if standby {
+		s.end(ctx)()
+		return nil, errors.New("the pool leads to a standby, whose snapshots prove nothing: connect it to the primary (target_session_attrs=primary), and name standbys with WithReplica")
 	}
 	return s, nil
 }
@@ -164,7 +181,7 @@ func (s *session) end(ctx context.Context) func() {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		_, _ = s.conn.Exec(ctx, "commit") // it has read only: a failure changes nothing
+		_, _ = s.conn.Exec(ctx, "rollback") // it was to read only
 	}()
 	return func() { <-done }
 }
@@ -182,6 +199,13 @@ func sourceFails(err error) bool {
 	}
 	return pg.Code == "57P01" || pg.Code == "57P02" || pg.Code == "57P03" || // shutting down, crashed, starting up
 		strings.HasPrefix(pg.Code, "53") || strings.HasPrefix(pg.Code, "58") // no resources, I/O
+}
+
+// standbyFails says whether an error is one that the primary would not have made: the
+// standby is down, or had to end the query because what it reads is removed there.
+func standbyFails(err error) bool {
+	var pg *pgconn.PgError
+	return errors.Is(err, ErrUnavailable) || errors.As(err, &pg) && strings.HasPrefix(pg.Code, "40")
 }
 
 // isLimit says whether a call ended because the caller's time did: that says nothing of

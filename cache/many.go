@@ -80,18 +80,23 @@ func (m *many[T]) cached(ctx context.Context) error {
 	if v.c.closed.Load() {
 		return ErrClosed
 	}
-	trusted, _ := v.c.trusted(v.f, now)
+	if nested(ctx) {
+		return errNested
+	}
+	v.c.control.use(ctx)
+	known := v.c.control.look() // before anything is read
+	trusted, _ := v.c.holds(v.f, known, now)
 	trusted = trusted && v.c.redisUp(now)
 	pipe := v.c.rdb.Pipeline()
 	var asked []missingItem
 	var gets []*redis.StringCmd
 	for i, vars := range m.vars {
-		key, cached, err := v.key(ctx, vars)
+		key, cached, err := v.key(ctx, vars, m.token)
 		if err != nil {
 			return err
 		}
 		if cached {
-			if out, ok := v.fromL1(key, m.token); ok {
+			if out, ok := v.fromL1(key, m.token, now); ok {
 				m.take(i, &out)
 				continue
 			}
@@ -107,6 +112,7 @@ func (m *many[T]) cached(ctx context.Context) error {
 		return nil
 	}
 	_, _ = pipe.Exec(ctx) // the error of each stands on it
+	stillTrusted, _ := v.c.holds(v.f, known, time.Now())
 	for n, get := range gets {
 		raw, err := get.Result()
 		v.c.asked(ctx, err)
@@ -115,8 +121,8 @@ func (m *many[T]) cached(ctx context.Context) error {
 			m.missing = append(m.missing, asked[n])
 			continue
 		case err == nil:
-			if e, ok := parseEntry(raw); ok && e.kind != kindLease && e.at(millisOf(now)) == fresh {
-				if out, err := v.decode(&e, resultHit); err == nil && v.c.meets(v.f, &out.meta, m.token) {
+			if e, ok := parseEntry(raw); ok && e.kind != kindLease && e.at(millisOf(now)) == fresh && stillTrusted {
+				if out, err := v.decode(&e, resultHit); err == nil && v.c.meets(v.f, &out.meta, m.token, known) {
 					v.storeL1(asked[n].mark, &out)
 					m.take(asked[n].at, &out)
 					continue
@@ -189,8 +195,9 @@ func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l
 	outs := make([]outcome[T], len(mine))
 	var calls []call
 	var sent []int
+	var failed error
 	for i, item := range l.value {
-		outs[i] = v.outcomeOf(item.Value, !item.Found, l.meta, l.at, resultMiss)
+		outs[i] = outcomeOf(item.Value, !item.Found, &l.source, resultMiss)
 		if !l.proved {
 			v.f.metrics.refused[refusedLoader].Inc()
 			continue
@@ -198,25 +205,28 @@ func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l
 		args, err := v.fillArgs(&outs[i], held[i])
 		if args == nil {
 			v.release(ctx, mine[i].key, held[i])
-			if err != nil {
-				return err
-			}
+			failed = errors.Join(failed, err)
 			continue
 		}
 		calls, sent = append(calls, call{mine[i].key, args}), append(sent, i)
 	}
+	known := v.c.control.look()
 	for n, cmd := range v.c.scripts.fill.runAll(ctx, v.c.rdb, calls) {
 		stored, err := parseDone(cmd)
-		v.filled(ctx, mine[sent[n]].mark, &outs[sent[n]], stored, err)
+		out := &outs[sent[n]]
+		if !out.standby {
+			out.known = known
+		}
+		v.filled(ctx, mine[sent[n]].mark, out, stored, err)
 	}
 	for i := range outs {
-		if !v.youngEnough(&outs[i]) {
+		if ok, _ := v.returnable(&outs[i], time.Now()); !ok || !v.c.meets(v.f, &outs[i].meta, m.token, nil) {
 			m.rest = append(m.rest, mine[i].at)
 			continue
 		}
 		m.take(mine[i].at, &outs[i])
 	}
-	return nil
+	return failed
 }
 
 // others gets the rest one by one: what somebody else is loading, what is stale, and

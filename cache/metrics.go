@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"fmt"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -23,15 +25,16 @@ const (
 )
 
 type metrics struct {
-	reads    *prometheus.CounterVec
-	negative *prometheus.CounterVec
-	loads    *prometheus.CounterVec
-	fills    *prometheus.CounterVec
-	refused  *prometheus.CounterVec
-	waits    *prometheus.CounterVec
-	bypasses *prometheus.CounterVec
-	seconds  *prometheus.HistogramVec
-	running  prometheus.Gauge
+	registerer prometheus.Registerer // nil for none
+	reads      *prometheus.CounterVec
+	negative   *prometheus.CounterVec
+	loads      *prometheus.CounterVec
+	fills      *prometheus.CounterVec
+	refused    *prometheus.CounterVec
+	waits      *prometheus.CounterVec
+	bypasses   *prometheus.CounterVec
+	seconds    *prometheus.HistogramVec
+	running    prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -55,12 +58,30 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.reads, m.negative, m.loads, m.fills, m.refused, m.waits, m.bypasses, m.seconds, m.running} {
+	for i, c := range m.collectors() {
 		if err := reg.Register(c); err != nil {
-			return nil, err
+			for _, done := range m.collectors()[:i] {
+				reg.Unregister(done)
+			}
+			return nil, fmt.Errorf("register the metrics (two clients on one registerer need different labels: prometheus.WrapRegistererWith): %w", err)
 		}
 	}
+	m.registerer = reg
 	return m, nil
+}
+
+func (m *metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.reads, m.negative, m.loads, m.fills, m.refused, m.waits, m.bypasses, m.seconds, m.running}
+}
+
+// unregister makes room for the metrics of a client that is opened after this one.
+func (m *metrics) unregister() {
+	if m.registerer == nil {
+		return
+	}
+	for _, c := range m.collectors() {
+		m.registerer.Unregister(c)
+	}
 }
 
 // familyMetrics are a family's, looked up once.

@@ -18,13 +18,18 @@ const (
 )
 
 // resolve gets a value together with all other readers of the fleet: whoever has the
-// lease loads, the others wait for it, within bounds.
-func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token *Token, mode string) (outcome[T], error) {
+// lease loads, the others wait for it, within bounds. Of a versioned family, under is what was
+// known of the daemon before the version was read that is in the key: an invalidation moves
+// the version, and leaves everything under the old one as it is.
+func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token *Token, mode string, under *controlState) (outcome[T], error) {
 	giveUp := time.Now().Add(v.c.o.wait)
 	pause := waitFirst
 	waited := false
 	for {
-		mark := v.mark(key)
+		mark, known := v.mark(key), under
+		if !v.f.Versioned {
+			known = v.c.control.look()
+		}
 		script := modeRead
 		if mode != modeRead {
 			script = modeRefresh
@@ -37,20 +42,21 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 			return v.past(ctx, load)
 		}
 		old, readable := v.open(a.entry)
+		old.known = known
 		switch a.verdict {
 		case verdictLease:
 			return v.fill(ctx, key, mark, a.token, token, nil, load)
 		case verdictExpired:
-			return v.fill(ctx, key, mark, a.token, token, v.failSafe(&old, readable), load)
+			return v.fill(ctx, key, mark, a.token, token, oldIf(&old, readable), load)
 		case verdictRefresh:
-			if mode == modeRead && readable && v.c.meets(v.f, &old.meta, token) {
+			if mode == modeRead && readable && v.c.meets(v.f, &old.meta, token, known) {
 				v.behind(ctx, key, mark, a.token, load)
 				old.result = resultStale
 				return old, nil
 			}
-			return v.fill(ctx, key, mark, a.token, token, v.failSafe(&old, readable), load)
+			return v.fill(ctx, key, mark, a.token, token, oldIf(&old, readable), load)
 		case verdictValue, verdictStale:
-			if readable && v.c.meets(v.f, &old.meta, token) && mode != modeRefresh || mode == modeEarly {
+			if readable && v.c.meets(v.f, &old.meta, token, known) && mode != modeRefresh || mode == modeEarly {
 				if a.verdict == verdictStale {
 					old.result = resultStale
 				}
@@ -70,7 +76,11 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 		}
 		left := time.Until(giveUp)
 		if left <= 0 {
-			return v.past(ctx, load)
+			out, err := v.past(ctx, load)
+			if readable && errors.Is(err, ErrUnavailable) && v.mayGive(&old, token) {
+				return v.giveOld(&old, err), nil
+			}
+			return out, err
 		}
 		if err := sleep(ctx, min(left, pause/2+rand.N(pause))); err != nil {
 			return outcome[T]{}, unavailable("wait for another reader's load", err)
@@ -95,9 +105,8 @@ func (v *View[T]) open(raw string) (out outcome[T], ok bool) {
 	return out, err == nil
 }
 
-// failSafe is the old value, if it may be given when the source is down.
-func (v *View[T]) failSafe(old *outcome[T], readable bool) *outcome[T] {
-	if !readable || v.f.Class.FailSafe == 0 {
+func oldIf[T any](old *outcome[T], readable bool) *outcome[T] {
+	if !readable {
 		return nil
 	}
 	return old
@@ -111,7 +120,7 @@ func (v *View[T]) behind(ctx context.Context, key string, mark l1Mark, lease str
 		defer context.AfterFunc(closing, cancel)()
 		defer v.rescue()
 		if _, err := v.fill(ctx, key, mark, lease, nil, nil, load); err != nil {
-			v.c.log.Warn("a value could not be refreshed; the old one is served while it may be", "family", v.f.Name, "error", err)
+			v.c.log.Debug("a value could not be refreshed; the old one is served while it may be", "family", v.f.Name, "error", err)
 		}
 	})
 	if !started {
@@ -119,8 +128,8 @@ func (v *View[T]) behind(ctx context.Context, key string, mark l1Mark, lease str
 	}
 }
 
-// fill loads with the lease, and stores what comes of it. old is given when the source
-// is down; nil for an error.
+// fill loads with the lease, and stores what comes of it. old is what may be given when the
+// source is down; nil for nothing.
 func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease string, token *Token, old *outcome[T], load loader[T]) (outcome[T], error) {
 	returned := false
 	defer func() {
@@ -132,15 +141,13 @@ func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease strin
 	returned = true
 	if err != nil {
 		v.release(ctx, key, lease)
-		if old != nil && errors.Is(err, ErrUnavailable) {
-			v.c.log.Warn("the source is down: an old value is given", "family", v.f.Name, "error", err)
-			old.result = resultFailSafe
-			return *old, nil
+		if old != nil && errors.Is(err, ErrUnavailable) && v.mayGive(old, token) {
+			return v.giveOld(old, err), nil
 		}
 		return outcome[T]{}, err
 	}
 	defer l.end()
-	out := v.outcomeOf(l.value, l.notFound, l.meta, l.at, resultMiss)
+	out := outcomeOf(l.value, l.notFound, &l.source, resultMiss)
 	if !l.proved {
 		v.f.metrics.refused[refusedLoader].Inc()
 		v.release(ctx, key, lease)
@@ -151,13 +158,16 @@ func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease strin
 		v.release(ctx, key, lease)
 		return out, err
 	}
+	if !out.standby {
+		out.known = v.c.control.look()
+	}
 	stored, err := parseDone(v.c.scripts.fill.run(ctx, v.c.rdb, key, args...))
 	v.filled(ctx, mark, &out, stored, err)
 	return out, nil
 }
 
-func (v *View[T]) outcomeOf(value T, notFound bool, meta entryMeta, at time.Time, result string) outcome[T] {
-	out := outcome[T]{value: value, meta: meta, at: at, result: result}
+func outcomeOf[T any](value T, notFound bool, s *loadSource, result string) outcome[T] {
+	out := outcome[T]{value: value, meta: s.meta, at: s.at, standby: s.standby, known: s.known, result: result}
 	out.meta.negative = notFound
 	return out
 }
@@ -219,7 +229,7 @@ func (v *View[T]) past(ctx context.Context, load loader[T]) (outcome[T], error) 
 		return outcome[T]{}, err
 	}
 	l.end()
-	return v.outcomeOf(l.value, l.notFound, l.meta, l.at, resultBypass), nil
+	return outcomeOf(l.value, l.notFound, &l.source, resultBypass), nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

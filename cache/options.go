@@ -19,6 +19,8 @@ const (
 	defaultWait        = 2 * time.Second
 	defaultLoadTimeout = 30 * time.Second
 
+	defaultRedisTimeout = 500 * time.Millisecond
+
 	// A control hash is looked at this many times within the strictest budget, and never
 	// more often than pollMin.
 	pollsInBudget = 10
@@ -39,7 +41,9 @@ type options struct {
 	lease       time.Duration
 	wait        time.Duration
 	loadTimeout time.Duration
-	concurrency int
+
+	redisTimeout time.Duration
+	concurrency  int
 }
 
 // WithMappings names the mappings file that the daemon runs with. Keys and policies come
@@ -106,6 +110,19 @@ func WithWait(d time.Duration) Option {
 // when the reader that began one gives up, for the others that wait for it.
 func WithLoadTimeout(d time.Duration) Option {
 	return positive("WithLoadTimeout", d, func(o *options) { o.loadTimeout = d })
+}
+
+// WithRedisTimeout bounds each call to Redis, so that a read goes to the source when Redis
+// hangs; the default is 500 ms, or the client's ReadTimeout where that is less. For that the
+// cache uses a copy of the client, which shares its connections, does not try again, and
+// does not call its hooks. With 0 it uses the client as it is, with its hooks, timeouts and
+// retries: what they add up to is how long a read can hang. A cluster's client is always
+// used as it is.
+func WithRedisTimeout(d time.Duration) Option {
+	if d == 0 {
+		return func(o *options) error { o.redisTimeout = 0; return nil }
+	}
+	return positive("WithRedisTimeout", d, func(o *options) { o.redisTimeout = d })
 }
 
 // WithSourceConcurrency bounds how many loads run at a time. The default is the size of the

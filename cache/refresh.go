@@ -22,23 +22,28 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	if v.c.closed.Load() {
 		return outcome[T]{}, ErrClosed
 	}
-	key, cached, err := v.key(ctx, vars)
+	if nested(ctx) {
+		return outcome[T]{}, errNested
+	}
+	v.c.control.use(ctx)
+	known := v.c.control.look() // before anything is read
+	key, cached, err := v.key(ctx, vars, nil)
 	if err != nil {
 		return outcome[T]{}, err
 	}
 	if !cached {
-		return v.bypass(ctx, key, load, nil, doubtRedis)
+		return v.bypass(ctx, key, load, nil, doubtRedis, known)
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
-	return v.await(ctx, "refresh "+key, load, nil, func(ctx context.Context) (outcome[T], error) {
-		return v.resolve(ctx, key, load, nil, modeRefresh)
+	return v.await(ctx, flightRefresh, key, load, nil, func(ctx context.Context) (outcome[T], error) {
+		return v.resolve(ctx, key, load, nil, modeRefresh, known)
 	})
 }
 
 // Invalidate removes a value, and refuses the fills of those who are loading it. Changes of
 // mapped rows need no such call: the daemon removes what they make stale.
 func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
-	key, cached, err := v.key(ctx, vars)
+	key, cached, err := v.key(ctx, vars, nil)
 	if err != nil {
 		return err
 	}

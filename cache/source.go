@@ -7,48 +7,50 @@ import (
 	"time"
 )
 
-const (
-	// breakerFailures in a row open the breaker, for breakerPause. Then one call tries.
-	breakerFailures = 5
-	breakerPause    = time.Second
-)
+// breakerFailures in a row open a breaker.
+const breakerFailures = 5
 
 // breaker stops calls to a server that does not answer, so that they fail at once instead
-// of each waiting for its timeout.
+// of each waiting for its timeout. While it is open, one call at a time may try.
 type breaker struct {
-	pause time.Duration
+	pause    time.Duration
+	onChange func(open bool)
 
 	mu       sync.Mutex
 	failures int
 	until    time.Time
-	trying   bool
 }
 
-// allow says whether a call may be made; it is followed by done.
+// allow says whether a call may be made. One that tries an open breaker moves the next try
+// away by itself: should nothing be heard of it again, the next one tries.
 func (b *breaker) allow(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case b.failures < breakerFailures:
 		return true
-	case now.Before(b.until) || b.trying:
+	case now.Before(b.until):
 		return false
 	}
-	b.trying = true
+	b.until = now.Add(b.pause)
 	return true
 }
 
 // done tells how a call went.
 func (b *breaker) done(failed bool, now time.Time) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.trying = false
-	if !failed {
+	before := b.failures
+	if failed {
+		b.failures++
+		b.until = now.Add(b.pause)
+	} else {
 		b.failures = 0
-		return
 	}
-	b.failures++
-	b.until = now.Add(b.pause)
+	after := b.failures
+	b.mu.Unlock()
+	if open := after >= breakerFailures; open != (before >= breakerFailures) {
+		b.onChange(open)
+	}
 }
 
 // gate bounds how many loads run at a time, and stops them while the source is down.
@@ -57,8 +59,11 @@ type gate struct {
 	breaker breaker
 }
 
-func newGate(n int) *gate {
-	return &gate{slots: make(chan struct{}, n), breaker: breaker{pause: breakerPause}}
+// sourcePause is how long the source is left alone after it has failed several times.
+const sourcePause = time.Second
+
+func newGate(n int, onChange func(open bool)) *gate {
+	return &gate{slots: make(chan struct{}, n), breaker: breaker{pause: sourcePause, onChange: onChange}}
 }
 
 var errBreaker = errors.New("it has not answered several times in a row; it is tried again within a second")

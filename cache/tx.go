@@ -14,6 +14,7 @@ import (
 type loadTx struct {
 	conn       *pgx.Conn
 	savepoints int
+	left       bool // the loader has ended it
 }
 
 var _ pgx.Tx = (*loadTx)(nil)
@@ -22,23 +23,30 @@ const beginLoad = `begin isolation level repeatable read, read only`
 
 // beginTx opens a transaction, whose snapshot is taken now. What a query sees in it is
 // exactly what the snapshot says.
-func beginTx(ctx context.Context, conn *pgx.Conn) (tx *loadTx, snapshot string, err error) {
+func beginTx(ctx context.Context, conn *pgx.Conn) (tx *loadTx, snapshot string, standby bool, err error) {
 	batch := &pgx.Batch{}
 	batch.Queue(beginLoad)
-	batch.Queue(`select pg_current_snapshot()::text`)
+	batch.Queue(`select pg_current_snapshot()::text, pg_is_in_recovery()`)
 	results := conn.SendBatch(ctx, batch)
 	_, err = results.Exec()
 	if err == nil {
-		err = results.QueryRow().Scan(&snapshot)
+		err = results.QueryRow().Scan(&snapshot, &standby)
 	}
 	if err = errors.Join(err, results.Close()); err != nil {
-		return nil, "", fmt.Errorf("begin the loader's transaction: %w", err)
+		return nil, "", false, fmt.Errorf("begin the loader's transaction: %w", err)
 	}
-	return &loadTx{conn: conn}, snapshot, nil
+	return &loadTx{conn: conn}, snapshot, standby, nil
 }
 
-// inTransaction says whether the connection is in a transaction that has not failed.
-func (t *loadTx) inTransaction() bool { return !t.conn.IsClosed() && t.conn.PgConn().TxStatus() == 'T' }
+// isWhole says whether all that was read was read in the transaction, which has not failed
+// either. What the loader does with Conn is seen by what it leaves behind only.
+func (t *loadTx) isWhole() bool {
+	return !t.left && !t.conn.IsClosed() && t.conn.PgConn().TxStatus() == 'T'
+}
+
+// note looks whether the last statement has ended the transaction, before the next one
+// can begin another.
+func (t *loadTx) note() { t.left = t.left || t.conn.PgConn().TxStatus() == 'I' }
 
 var errEndedByLoader = errors.New("cache: the library ends a loader's transaction, the loader does not")
 
@@ -50,6 +58,7 @@ func (t *loadTx) Rollback(context.Context) error { return errEndedByLoader }
 
 // Begin implements pgx.Tx with a savepoint.
 func (t *loadTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	t.note()
 	t.savepoints++
 	name := fmt.Sprintf("cache_%d", t.savepoints)
 	if _, err := t.conn.Exec(ctx, "savepoint "+name); err != nil {
@@ -60,11 +69,13 @@ func (t *loadTx) Begin(ctx context.Context) (pgx.Tx, error) {
 
 // CopyFrom implements pgx.Tx. The server refuses it: the transaction is read-only.
 func (t *loadTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (int64, error) {
+	t.note()
 	return t.conn.CopyFrom(ctx, table, columns, src)
 }
 
 // SendBatch implements pgx.Tx.
 func (t *loadTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	t.note()
 	return t.conn.SendBatch(ctx, b)
 }
 
@@ -80,26 +91,33 @@ func (t *loadTx) LargeObjects() pgx.LargeObjects {
 
 // Prepare implements pgx.Tx.
 func (t *loadTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	t.note()
 	return t.conn.Prepare(ctx, name, sql)
 }
 
 // Exec implements pgx.Tx.
 func (t *loadTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	t.note()
 	return t.conn.Exec(ctx, sql, args...)
 }
 
 // Query implements pgx.Tx.
 func (t *loadTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	t.note()
 	return t.conn.Query(ctx, sql, args...)
 }
 
 // QueryRow implements pgx.Tx.
 func (t *loadTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	t.note()
 	return t.conn.QueryRow(ctx, sql, args...)
 }
 
 // Conn implements pgx.Tx.
-func (t *loadTx) Conn() *pgx.Conn { return t.conn }
+func (t *loadTx) Conn() *pgx.Conn {
+	t.note()
+	return t.conn
+}
 
 // nestedTx is a savepoint.
 type nestedTx struct {

@@ -24,6 +24,7 @@ const (
 	inDatabase            // in a database other than 0
 	inCluster
 	dedicated // with redis.dedicated
+	streaming // with redis.stream_max_length
 )
 
 // commands is the one list of what the user has to be granted. HELLO and AUTH are
@@ -51,11 +52,16 @@ func commands() []command {
 		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
 		{"zscore", always, func(key string) []any { return []any{"zscore", key, ""} }},
 		{"zrem", always, func(key string) []any { return []any{"zrem", key, ""} }},
+		// Scripts for what is held.
+		{"hdel", always, func(key string) []any { return []any{"hdel", key, "a"} }},
+		{"zadd", always, func(key string) []any { return []any{"zadd", key, "a", "b"} }}, // a is no score
+		{"zcount", always, func(key string) []any { return []any{"zcount", key, 0, 0} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},
 		{"cluster|nodes", inCluster, func(string) []any { return []any{"cluster", "nodes"} }},
 		{"asking", inCluster, func(string) []any { return []any{"asking"} }},
-		{"flushdb", dedicated, func(string) []any { return []any{"flushdb", "neither"} }}, // neither async nor sync
+		{"xadd", streaming, func(key string) []any { return []any{"xadd", key, "nomkstream", "*", "a", "b"} }}, // there is no such key
+		{"flushdb", dedicated, func(string) []any { return []any{"flushdb", "neither"} }},                      // neither async nor sync
 	}
 }
 
@@ -71,6 +77,8 @@ func commandsFor(config mapping.Redis) []command {
 			return err != nil || e.kind != cluster
 		case dedicated:
 			return !config.Dedicated
+		case streaming:
+			return config.StreamMaxLength <= 0
 		}
 		return false
 	})
@@ -137,5 +145,5 @@ func aclHint() string {
 	}
 	return "grant the user: ACL SETUSER <user> on ><password> ~<data keys> ~<redis.prefix>*" + names(always) +
 		", with a database other than 0 also" + names(inDatabase) + ", in a cluster also" + names(inCluster) +
-		", with redis.dedicated also" + names(dedicated) + "; doctor --print-grants prints the whole rule"
+		", with redis.dedicated also" + names(dedicated) + ", with redis.stream_max_length also" + names(streaming) + "; doctor --print-grants prints the whole rule"
 }

@@ -202,7 +202,8 @@ type proxy struct {
 	mu     sync.Mutex
 	target string
 	conns  map[net.Conn]bool
-	limit  int // bytes to the server after which everything is cut; 0: none
+	limit  int  // bytes to the server after which everything is cut; 0: none
+	silent bool // what the server says is lost
 }
 
 func newProxy(t testing.TB, l net.Listener, target string) *proxy {
@@ -237,6 +238,13 @@ func (p *proxy) cutAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.limit = n
+}
+
+// swallow loses what the server says, but nothing that is said to it.
+func (p *proxy) swallow(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = on
 }
 
 func (p *proxy) cut() {
@@ -287,6 +295,13 @@ func (p *proxy) copy(dst, src net.Conn, up bool) {
 				src.Close()
 				return
 			}
+		}
+		if !up {
+			p.mu.Lock()
+			if p.silent {
+				n = 0
+			}
+			p.mu.Unlock()
 		}
 		if n > 0 {
 			if _, err := dst.Write(buf[:n]); err != nil {

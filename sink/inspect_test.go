@@ -35,6 +35,10 @@ func TestACLRule(t *testing.T) {
 			t.Fatal(err)
 		}
 		rule := ACLRule("u", file.Redis, plan.Families())
+		file.Redis.StreamMaxLength = 1
+		if got := granted(ACLRule("u", file.Redis, plan.Families())); !slices.Equal(got, granted(want+streamRight)) {
+			t.Errorf("%s with a stream: %q", url, got)
+		}
 		if got := granted(rule); !slices.Equal(got, granted(want)) {
 			t.Errorf("%s: %q, want %q", url, got, granted(want))
 		}

@@ -46,8 +46,11 @@ func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progre
 		if err := r.flushDatabase(ctx, be); err != nil {
 			return r.fail("purge", "", err)
 		}
+		if err := r.publishPurge(ctx, be); err != nil {
+			return err
+		}
 		progress(Progress{Done: len(families), Total: len(families)})
-		return nil
+		return r.fail("purge", "", r.seatHeld(ctx, be))
 	}
 	p := Progress{Total: len(families)}
 	for _, f := range families {
@@ -59,7 +62,13 @@ func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progre
 		p.Family, p.Done, p.Removed = f.Name, p.Done+1, p.Removed+removed
 		progress(p)
 	}
-	return nil
+	return r.publishPurge(ctx, be)
+}
+
+// publishPurge tells that everything was removed.
+func (r *Redis) publishPurge(ctx context.Context, be *backend) error {
+	r.news.everything()
+	return r.fail("publish", "", r.publish(ctx, be))
 }
 
 // flushDatabase empties every primary and puts the control hash back at once.

@@ -24,11 +24,23 @@ var epochSource string
 //go:embed lua/advance.lua
 var advanceSource string
 
+//go:embed lua/hold.lua
+var holdSource string
+
+//go:embed lua/take.lua
+var takeSource string
+
+//go:embed lua/done.lua
+var doneSource string
+
 //go:embed lua/soft.lua
 var softSource string
 
 //go:embed lua/dependents.lua
 var dependentsSource string
+
+//go:embed lua/publish.lua
+var publishSource string
 
 // script is a Lua script that is called by its hash only. redis.Script is not
 // used: inside a pipeline it has no answer to NOSCRIPT, and outside of one it
@@ -41,7 +53,8 @@ type script struct {
 // scripts holds all that the sink calls. Each new connection loads them, since a
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
-	checkpoint, install, state, epoch, advance, soft, dependents script
+	checkpoint, install, state, epoch, advance, soft, dependents, publish script
+	hold, take, done                                                      script
 }
 
 func newScripts() *scripts {
@@ -53,6 +66,10 @@ func newScripts() *scripts {
 		advance:    script{source: advanceSource},
 		soft:       script{source: softSource},
 		dependents: script{source: dependentsSource},
+		publish:    script{source: publishSource},
+		hold:       script{source: holdSource},
+		take:       script{source: takeSource},
+		done:       script{source: doneSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -62,7 +79,8 @@ func newScripts() *scripts {
 }
 
 func (s *scripts) all() []*script {
-	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents}
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish,
+		&s.hold, &s.take, &s.done}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

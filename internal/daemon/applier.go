@@ -79,10 +79,14 @@ func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
 			return err
 		}
 		failpoint.Hit(failpoint.Applied)
+	} else if f := b.FreshAsOf(); !f.IsZero() {
+		if err := a.retry(ctx, conditionRedis, func() error { return a.d.sink.Fresh(ctx, f) }); err != nil {
+			return err
+		}
 	}
 	b.Applied()
 	if p, ok := b.Position(); ok {
-		if f := b.FreshAsOf(); !f.IsZero() {
+		if f := a.d.sink.Proved(b.FreshAsOf()); !f.IsZero() {
 			a.freshAsOf = f
 		}
 		a.pending, a.unsaved = p, true

@@ -1,11 +1,13 @@
 package protocol
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +29,8 @@ type world struct {
 	url     string
 	file    *mapping.File
 	control string
-	scripts map[string]string // by file name without .lua
+	scripts map[string]string         // by file name without .lua
+	said    atomic.Pointer[published] // nil for nothing
 }
 
 func newWorld(t *testing.T) *world {
@@ -53,19 +56,55 @@ func newWorld(t *testing.T) *world {
 			w.scripts[strings.TrimSuffix(filepath.Base(name), ".lua")] = string(text)
 		}
 	}
-	w.publish(t, "ok", time.Hour)
+	w.publish(t, "ok", 0)
+	w.heartbeat(t)
 	return w
 }
 
-// publish writes the control hash: nothing is missing that was visible on the source so
-// long from now. An hour ahead holds for a whole test.
-func (w *world) publish(t *testing.T, state string, ahead time.Duration) {
+// published is what the daemon says of itself.
+type published struct {
+	state  string
+	behind time.Duration
+}
+
+// publish has the control hash say so: at once, and all the time.
+func (w *world) publish(t *testing.T, state string, behind time.Duration) {
 	t.Helper()
-	low := strings.Repeat("0", 15) + "1"
-	if err := w.rdb.HSet(t.Context(), w.control, "state", state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(ahead).UnixMicro()),
-		"applied", low, "end", low, "sent", low).Err(); err != nil {
+	w.said.Store(&published{state, behind})
+	if err := w.say(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (w *world) say(ctx context.Context) error {
+	said := w.said.Load()
+	if said == nil {
+		return nil
+	}
+	low := strings.Repeat("0", 15) + "1"
+	return w.rdb.HSet(ctx, w.control, "state", said.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-said.behind).UnixMicro()),
+		"applied", low, "end", low, "sent", low).Err()
+}
+
+// heartbeat is the daemon's: what it says stays fresh, until the end of the test.
+func (w *world) heartbeat(t *testing.T) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for tick := time.NewTicker(20 * time.Millisecond); ; {
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+				if err := w.say(ctx); err != nil && ctx.Err() == nil {
+					t.Errorf("the daemon's heartbeat: %v", err)
+				}
+			}
+		}
+	}()
+	t.Cleanup(func() { stop(); <-ended })
 }
 
 // write commits a row; it does not invalidate.

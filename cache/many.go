@@ -91,12 +91,12 @@ func (m *many[T]) cached(ctx context.Context) error {
 	var asked []missingItem
 	var gets []*redis.StringCmd
 	for i, vars := range m.vars {
-		key, cached, err := v.key(ctx, vars)
+		key, cached, err := v.key(ctx, vars, m.token)
 		if err != nil {
 			return err
 		}
 		if cached {
-			if out, ok := v.fromL1(key, m.token); ok {
+			if out, ok := v.fromL1(key, m.token, now); ok {
 				m.take(i, &out)
 				continue
 			}

@@ -27,7 +27,7 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	}
 	v.c.control.use(ctx)
 	known := v.c.control.look() // before anything is read
-	key, cached, err := v.key(ctx, vars)
+	key, cached, err := v.key(ctx, vars, nil)
 	if err != nil {
 		return outcome[T]{}, err
 	}
@@ -43,7 +43,7 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 // Invalidate removes a value, and refuses the fills of those who are loading it. Changes of
 // mapped rows need no such call: the daemon removes what they make stale.
 func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
-	key, cached, err := v.key(ctx, vars)
+	key, cached, err := v.key(ctx, vars, nil)
 	if err != nil {
 		return err
 	}

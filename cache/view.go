@@ -30,7 +30,7 @@ type View[T any] struct {
 	c       *Client
 	f       *family
 	flights flights[T]
-	text    bool // T is string, and stored as it is
+	text    func(string) T // T is string, and stored as it is; nil of all others
 }
 
 // Family gives the view of a family. A name that the mappings do not have is an error.
@@ -46,9 +46,9 @@ func Family[T any](c *Client, name string) (*View[T], error) {
 	v := &View[T]{c: c, f: &family{Family: f, metrics: c.metrics.family(name),
 		life:     lifetimes{ttl: ttl, stale: f.StaleFor, failSafe: f.Class.FailSafe},
 		negative: lifetimes{ttl: f.NegativeTTL}}}
-	var zero T
-	_, isText := any(zero).(string)
-	v.text = isText && c.o.codec == Raw
+	if c.o.codec == Raw {
+		v.text, _ = any(func(s string) string { return s }).(func(string) T)
+	}
 	return v, nil
 }
 
@@ -111,13 +111,13 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	}
 	v.c.control.use(ctx)
 	known := v.c.control.look() // before anything is read
-	key, cached, err := v.key(ctx, vars)
+	key, cached, err := v.key(ctx, vars, token)
 	if err != nil {
 		return outcome[T]{}, err
 	}
 	now := time.Now()
 	if cached {
-		if out, ok := v.fromL1(key, token); ok {
+		if out, ok := v.fromL1(key, token, now); ok {
 			return out, nil
 		}
 	}
@@ -138,7 +138,7 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 		if !ok || e.kind == kindLease || e.at(millisOf(now)) != fresh {
 			break
 		}
-		out, err := v.decode(&e, resultHit)
+		out, err := v.decodeHit(&e, token)
 		if err != nil {
 			v.c.log.Warn("what is cached cannot be read and is loaded again", "family", v.f.Name, "error", err)
 			mode = modeRefresh
@@ -167,18 +167,41 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 
 // decode makes a value of an entry.
 func (v *View[T]) decode(e *entry, result string) (out outcome[T], err error) {
+	if out.meta, err = e.meta(); err == nil {
+		out.value, err = v.valueOf(e)
+	}
 	out.result = result
-	if out.meta, err = e.meta(); err != nil || out.meta.negative {
-		return out, err
+	return out, err
+}
+
+// decodeHit is decode for the path of every hit: what only tokens and the L1 ask for is read
+// for them only.
+func (v *View[T]) decodeHit(e *entry, token *Token) (out outcome[T], err error) {
+	if token != nil || v.c.l1 != nil {
+		return v.decode(e, resultHit)
 	}
-	if v.text {
-		*any(&out.value).(*string) = e.payload
-		return out, nil
+	out.meta.negative, out.meta.freshUntil, out.meta.staleUntil = e.kind == kindMissing, e.freshUntil, e.staleUntil
+	out.value, err = v.valueOf(e)
+	out.result = resultHit
+	return out, err
+}
+
+func (v *View[T]) valueOf(e *entry) (value T, err error) {
+	switch {
+	case e.kind == kindMissing:
+		return value, nil
+	case v.text != nil:
+		return v.text(e.payload), nil
 	}
-	if err := v.c.o.codec.Decode([]byte(e.payload), &out.value); err != nil {
-		return out, fmt.Errorf("decode: %w", err)
+	return decodeWith[T](v.c.o.codec, e.payload)
+}
+
+// decodeWith is apart, because here the value has to be allocated.
+func decodeWith[T any](codec Codec, payload string) (value T, err error) {
+	if err := codec.Decode([]byte(payload), &value); err != nil {
+		return value, fmt.Errorf("decode: %w", err)
 	}
-	return out, nil
+	return value, nil
 }
 
 // early says whether this reader should refresh a value that is fresh still. The nearer
@@ -194,8 +217,9 @@ func early(e *entry, ms int64) bool {
 }
 
 // key renders the data key. cached is false when its version could not be read: then the
-// key stands for nothing in Redis.
-func (v *View[T]) key(ctx context.Context, vars Vars) (key string, cached bool, err error) {
+// key stands for nothing in Redis. For a token the version is read from Redis: memory may be
+// behind what the control hash says.
+func (v *View[T]) key(ctx context.Context, vars Vars, token *Token) (key string, cached bool, err error) {
 	if !v.f.Versioned {
 		key, err = v.f.dataKey(vars, "")
 		return key, true, err
@@ -204,7 +228,7 @@ func (v *View[T]) key(ctx context.Context, vars Vars) (key string, cached bool, 
 	if err != nil {
 		return "", false, err
 	}
-	version, err := v.version(ctx, name)
+	version, err := v.version(ctx, name, token)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", false, ctx.Err()

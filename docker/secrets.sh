@@ -22,7 +22,7 @@ redis_acl() {
   # The application's user may do everything, the daemon's what
   # `cdc-invalidator doctor --print-grants` says of mappings.yaml.
   echo "user default on >$(stored redis_password) ~* &* +@all"
-  echo "user invalidator reset on >$(stored redis_invalidator_password) ~inv:* ~cart:* ~page:* ~stock:* ~t:*:search ~t:*:search:*:* ~t:*:user-by-email:* ~t:*:user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem"
+  echo "user invalidator reset on >$(stored redis_invalidator_password) ~inv:* ~cart:* ~page:* ~stock:* ~t:*:search ~t:*:search:*:* ~t:*:user-by-email:* ~t:*:user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +hdel +zadd +zcount"
 }
 
 make postgres_password password

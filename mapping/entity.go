@@ -53,6 +53,9 @@ func (p *Plan) Entity(kind string) (*Entity, bool) {
 	return e, ok
 }
 
+// HasDependents says whether any mapping has dependents.
+func (p *Plan) HasDependents() bool { return len(p.entities) > 0 }
+
 // newEntity prepares the entity of a template of dependents, whose invalidations are
 // counted with those of the plan's strictest class.
 func (p *Plan) newEntity(kind string, t *Template, strictest *Class) *Entity {

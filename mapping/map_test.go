@@ -295,6 +295,65 @@ func TestTruncateMessagesAndTables(t *testing.T) {
 	}
 }
 
+// What depends on a row becomes stale under its old and its new name, and where one is not
+// known, whatever depends on any.
+func TestDependentsAndSoft(t *testing.T) {
+	f := usersFile(t)
+	page := f.Keys[3]
+	page.OnInvalidate, page.StaleFor = "soft", 500*time.Millisecond
+	f.Mappings = []*MappingSpec{onTable("users", use("page", "product_id", "id"))}
+	f.Mappings[0].Columns = []string{"tenant_id"}
+	f.Mappings[0].Dependents = []*Template{mustTemplate(t, "user:{id}"), mustTemplate(t, "address:{tenant_id}:{email}")}
+	f.Mappings = append(f.Mappings, &MappingSpec{Schema: "public", Table: "orders", Insert: true, Dependents: []*Template{mustTemplate(t, "user:{user_id}")}})
+	plan := mustCompile(t, f)
+	full, byID := plan.Bind(users(decoder.IdentityFull)), plan.Bind(users(decoder.IdentityDefault, "id"))
+	for _, tt := range []struct {
+		name string
+		on   *Table
+		ch   decoder.Change
+		want []string
+	}{
+		{"insert", byID, decoder.Change{Action: decoder.Insert, New: row("1", "7", nil)}, []string{
+			"soft page page:1", "dependents dependents of user user:1", "dependents dependents of address address:7:%-"}},
+		{"a column of a name counts though it is not listed", full, decoder.Change{Action: decoder.Update, OldKind: decoder.OldFull, Old: row("1", "7", "a"), New: row("1", "7", "b:c")}, []string{
+			"soft page page:1", "dependents dependents of user user:1", "dependents dependents of address address:7:b%3Ac", "dependents dependents of address address:7:a"}},
+		{"the old name is not in the log", byID, decoder.Change{Action: decoder.Delete, OldKind: decoder.OldKey, Old: row("1", nil, nil)}, []string{
+			"soft page page:1", "dependents dependents of user user:1", "purge dependents of address", "no_old_value x1"}},
+		{"nothing that counts", full, decoder.Change{Action: decoder.Update, OldKind: decoder.OldFull, Old: row("1", "7", "a"), New: row("1", "7", "a")}, nil},
+	} {
+		if got := mapped(tt.on, &tt.ch); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: got\n  %q\nwant\n  %q", tt.name, got, tt.want)
+		}
+	}
+	want := []string{"purge page", "purge dependents of user", "purge dependents of address"}
+	var out Output
+	full.Truncate(&out)
+	if got := describe(&out); !slices.Equal(got, want) {
+		t.Errorf("truncate: %q", got)
+	}
+	out.Reset()
+	plan.InvalidateTable("public", "users", &out)
+	if got := describe(&out); !slices.Equal(got, want) {
+		t.Errorf("another definition: %q", got)
+	}
+	out.Reset()
+	plan.InvalidateTable("public", "orders", &out)
+	if e, ok := plan.Entity("user"); !ok || len(out.Invalidations) != 1 || out.Invalidations[0].Family.Entity != e || out.Invalidations[0].Family.Pattern(nil) != "user:*" {
+		t.Errorf("another table's is another entity: %q", describe(&out))
+	}
+	// The columns of the names have to be in the replica identity too.
+	uses := plan.Tables()
+	if i := slices.IndexFunc(uses, func(u TableUse) bool { return u.Table == "users" }); !slices.Equal(uses[i].OldColumns, []string{"email", "id", "tenant_id"}) {
+		t.Errorf("old values are needed of %q", uses[i].OldColumns)
+	}
+	if p := byID.Problems(); len(p) != 2 {
+		t.Errorf("problems: %v", p)
+	}
+	if len(plan.Families()) != 4 || !plan.HasDependents() || mustCompile(t, usersFile(t)).HasDependents() {
+		t.Error("entities are no families")
+	}
+}
+
 // The tenant of a for_each key is the changed row's, whatever the query returns.
 func TestLookup(t *testing.T) {
 	f := usersFile(t)
@@ -395,7 +454,9 @@ func FuzzMap(f *testing.F) {
 		if ch.Action != decoder.Delete {
 			ch.New = tuple(newKinds, y)
 		}
-		plan := mustCompile(t, usersFile(t))
+		plain := usersFile(t)
+		plain.Mappings[0].Dependents = []*Template{mustTemplate(t, "address:{tenant_id}:{email}")}
+		plan := mustCompile(t, plain)
 		picky := usersFile(t)
 		picky.Mappings[0].Columns, picky.Mappings[0].When = []string{"email"}, "new.email != old.email || new.id == 'x'"
 		pickyPlan := mustCompile(t, picky)
@@ -410,8 +471,8 @@ func FuzzMap(f *testing.F) {
 			for _, inv := range out.Invalidations {
 				families[inv.Family.Name] = true
 			}
-			if len(families) != 3 {
-				t.Fatalf("only %v of three families: %q", families, describe(&out))
+			if len(families) != 4 {
+				t.Fatalf("only %v of three families and an entity: %q", families, describe(&out))
 			}
 		}
 	})

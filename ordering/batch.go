@@ -55,12 +55,14 @@ type Entry struct {
 	Tenant, Key []byte
 	CommitLSN   lsn.LSN   // of the newest transaction that asked for it
 	CommitTime  time.Time // of the oldest
+	Held        bool      // see SetHeld
 }
 
 type entry struct {
 	op             mapping.Op
 	hasTenant      bool
 	merged         bool // of several transactions
+	held           bool
 	hash           uint32
 	off            uint32 // tenant, then key, in the arena
 	tenantLen      uint32
@@ -93,8 +95,13 @@ func (b *Batch) Entry(i int) Entry {
 		Key:        b.key(e),
 		CommitLSN:  b.txns[e.newest].CommitLSN,
 		CommitTime: b.txns[e.oldest].CommitTime,
+		Held:       e.held,
 	}
 }
+
+// SetHeld says of the i-th entry whether it was put away to be applied later, which is
+// what counts as its application for this batch.
+func (b *Batch) SetHeld(i int, held bool) { b.entries[i].held = held }
 
 // Highest is the highest commit LSN that any entry comes from, 0 without
 // entries.

@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // DDLPrefix is the prefix of the logical messages in which the event trigger says
@@ -94,6 +97,37 @@ type DDLRelation struct {
 type DDL struct {
 	Relations    []DDLRelation `json:"relations"`
 	Publications []string      `json:"publications"` // altered as a whole, dropped or made
+}
+
+// Touches says whether readers may see something else of a mapped table after it.
+// isTable says whether an oid is the one by which the table was known before.
+func (d *DDL) Touches(u mapping.TableUse, publication string, isTable func(oid uint32) bool) bool {
+	if slices.Contains(d.Publications, publication) {
+		return true
+	}
+	for _, rel := range d.Relations {
+		// By oid too: a table that was renamed has its new name in the message.
+		byName := rel.Schema == u.Schema && rel.Name == u.Table
+		byOID := rel.OID != 0 && isTable(rel.OID)
+		if !byName && !byOID {
+			continue
+		}
+		switch rel.Change {
+		case DDLPublished:
+			if rel.Publication == publication {
+				return true
+			}
+		case DDLAltered, DDLCreated:
+			// Unless the name means another table now, a look at the catalogs says whether
+			// this was of any consequence.
+			if !byName || !byOID {
+				return true
+			}
+		default:
+			return true
+		}
+	}
+	return false
 }
 
 // ParseDDL reads a message. An error means that it is not known what was touched.

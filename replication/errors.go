@@ -53,6 +53,21 @@ func (e *ConfigError) Error() string {
 
 func (e *ConfigError) Unwrap() error { return e.Err }
 
+// GivenAs is err for a URL that did not come from source.url: what it says of that, it
+// says of name then, such as --url.
+func GivenAs(name string, err error) error {
+	var config *ConfigError
+	if !errors.As(err, &config) {
+		return err
+	}
+	named := *config
+	named.Problem, named.Fix = SourceURLAs(name, config.Problem), SourceURLAs(name, config.Fix)
+	return &named
+}
+
+// SourceURLAs is the text of a problem or a fix as GivenAs has it.
+func SourceURLAs(name, text string) string { return strings.ReplaceAll(text, "source.url", name) }
+
 // UnavailableError is a server that is away or busy: the same call may succeed
 // later with nothing changed.
 type UnavailableError struct {
@@ -70,6 +85,14 @@ func (e *UnavailableError) Error() string {
 }
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// insufficientPrivilege is the SQLSTATE of a right that is missing.
+const insufficientPrivilege = "42501"
+
+func lacksRight(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == insufficientPrivilege
+}
 
 // serverError says what an error of the control connections asks for, by its
 // SQLSTATE and never by its text, which is translated. grant is the fix when the
@@ -96,7 +119,7 @@ func serverError(op string, err error, grant string) error {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	switch pg.Code {
-	case "42501": // insufficient_privilege
+	case insufficientPrivilege:
 		return &ConfigError{Op: op, Problem: "the role lacks a right", Fix: grant, Err: err}
 	case "28P01": // invalid_password
 		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err,

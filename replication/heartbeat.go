@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -151,7 +152,7 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)::text, clock_timestamp()`,
 		HeartbeatPrefix, string(content)).Scan(&at, &theirs)
 	if err != nil {
-		return serverError("send a heartbeat", err, "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO <the role>;")
+		return h.refused(ctx, conn, err)
 	}
 	h.o.Metrics.heartbeatSent.Inc()
 	if h.o.OnTime != nil {
@@ -164,6 +165,30 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 	h.lastErr = nil
 	h.mu.Unlock()
 	return nil
+}
+
+// refused says what a heartbeat that could not be sent asks for.
+func (h *Heartbeat) refused(ctx context.Context, conn *pgx.Conn, err error) error {
+	grant := ""
+	if lacksRight(err) {
+		var askErr error
+		if grant, askErr = HeartbeatGrant(ctx, conn); askErr != nil {
+			return errors.Join(serverError("send a heartbeat", err, ""), askErr)
+		}
+	}
+	return serverError("send a heartbeat", err, grant)
+}
+
+// HeartbeatGrant is the SQL that lets the connection's role send heartbeats, "" where
+// it may. The server is asked, since the function's arguments differ by version.
+func HeartbeatGrant(ctx context.Context, conn *pgx.Conn) (string, error) {
+	var grant string
+	err := conn.QueryRow(ctx, `
+		SELECT coalesce(string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %I;', oid::regprocedure, current_user), E'\n'), '')
+		FROM pg_proc
+		WHERE proname = 'pg_logical_emit_message' AND pronamespace = 'pg_catalog'::regnamespace
+		  AND proargtypes[2] = 'text'::regtype AND NOT has_function_privilege(oid, 'EXECUTE')`).Scan(&grant)
+	return grant, serverError("look up the right to send heartbeats", err, "")
 }
 
 // LogEnd is where the source's log ended when the last heartbeat was written; 0

@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -279,5 +280,25 @@ func TestHeartbeatTellsTheSourcesTime(t *testing.T) {
 		if at[1].Before(at[0].Add(-time.Millisecond)) || at[1].After(at[2].Add(time.Millisecond)) {
 			t.Errorf("asked at %v, told %v, answered at %v", at[0], at[1], at[2])
 		}
+	}
+}
+
+// What the fix names has to be there: the function's arguments differ by version.
+func TestHeartbeatNamesTheRightThatItLacks(t *testing.T) {
+	db := servertest.Postgres(t)
+	db.Exec(t, `DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+		EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f); END LOOP; END $$`)
+	conn := controlConn(t, createRole(t, db, "_beats", ""))
+	h := NewHeartbeat(HeartbeatOptions{})
+	var refused *ConfigError
+	if err := h.send(t.Context(), conn); !errors.As(err, &refused) || refused.Fix == "" {
+		t.Fatalf("%v", err)
+	}
+	db.Exec(t, refused.Fix)
+	if err := h.send(t.Context(), conn); err != nil {
+		t.Errorf("after %s: %v", refused.Fix, err)
+	}
+	if grant, err := HeartbeatGrant(t.Context(), conn); err != nil || grant != "" {
+		t.Errorf("%q, %v: nothing is missing", grant, err)
 	}
 }

@@ -29,6 +29,15 @@ func urlError(op string, err error) error {
 			"/ @ : ? # % in a password are written as %2F %40 %3A %3F %23 %25"}
 }
 
+// CheckURL says what is wrong with source.url, the files that it names included; it asks
+// no server.
+func CheckURL(url string) error {
+	if _, err := pgconn.ParseConfig(url); err != nil {
+		return urlError("connect to the source", err)
+	}
+	return nil
+}
+
 // SameServer says whether two URLs differ in nothing but who we are and how we prove
 // it: user, password, certificates.
 func SameServer(a, b string) bool {

@@ -71,6 +71,16 @@ func (c CatalogChange) String() string {
 // what changed while nobody looked.
 type CatalogState map[string]string
 
+// OID is the one that the table had, 0 when that is not known.
+func (s CatalogState) OID(schema, table string) uint32 {
+	oid, _, _ := strings.Cut(s[qualified(schema, table)], ".")
+	n, err := strconv.ParseUint(oid, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
+}
+
 // WatcherOptions configures a CatalogWatcher.
 type WatcherOptions struct {
 	Connect     func(context.Context) (*pgx.Conn, error)
@@ -160,12 +170,7 @@ func (w *CatalogWatcher) Look() {
 func (w *CatalogWatcher) KnownOID(schema, table string) uint32 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	oid, _, _ := strings.Cut(w.state[qualified(schema, table)], ".")
-	n, err := strconv.ParseUint(oid, 10, 32)
-	if err != nil {
-		return 0
-	}
-	return uint32(n)
+	return w.state.OID(schema, table)
 }
 
 // State is the state as of the last change that was reported.

@@ -52,6 +52,10 @@ func commands() []command {
 		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
 		{"zscore", always, func(key string) []any { return []any{"zscore", key, ""} }},
 		{"zrem", always, func(key string) []any { return []any{"zrem", key, ""} }},
+		// Scripts for what is held.
+		{"hdel", always, func(key string) []any { return []any{"hdel", key, "a"} }},
+		{"zadd", always, func(key string) []any { return []any{"zadd", key, "a", "b"} }}, // a is no score
+		{"zcount", always, func(key string) []any { return []any{"zcount", key, 0, 0} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},
 		{"cluster|nodes", inCluster, func(string) []any { return []any{"cluster", "nodes"} }},

@@ -47,14 +47,14 @@ func (r *Redis) Apply(ctx context.Context, b *ordering.Batch) error {
 	position, complete := b.Position()
 	if b.Len() > 0 {
 		start := r.now()
-		if err := r.apply(ctx, b); err != nil {
+		if err := r.apply(ctx, delivery{b: b}); err != nil {
 			return r.fail("apply", b.Highest().String(), err)
 		}
 		r.metrics.seconds.Observe(r.now().Sub(start).Seconds())
 	}
 	r.metrics.batches.Inc()
 	if complete {
-		next := Checkpoint{Position: position, FreshAsOf: b.FreshAsOf()}
+		next := Checkpoint{Position: position, FreshAsOf: r.proved(b.FreshAsOf())}
 		if r.havePend && next.FreshAsOf.IsZero() {
 			next.FreshAsOf = r.pending.FreshAsOf
 		}
@@ -63,7 +63,16 @@ func (r *Redis) Apply(ctx context.Context, b *ordering.Batch) error {
 	return nil
 }
 
-func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
+// delivery is a batch, and how it is sent.
+type delivery struct {
+	b *ordering.Batch
+	// Out of a held set: no position goes with it, nothing of it is held again, and its
+	// versions are counted up.
+	drained bool
+	direct  bool // nothing is held: Redis has refused to
+}
+
+func (r *Redis) apply(ctx context.Context, d delivery) error {
 	if _, err := r.generation(); err != nil {
 		return err
 	}
@@ -72,24 +81,29 @@ func (r *Redis) apply(ctx context.Context, b *ordering.Batch) error {
 		return err
 	}
 	r.news.reset()
-	if err := r.applyKeys(ctx, be, b); err != nil {
+	if err := r.applyKeys(ctx, be, d); err != nil {
 		return err
 	}
-	if err := r.purgeBatch(ctx, be, b); err != nil {
+	if err := r.purgeBatch(ctx, be, d.b); err != nil {
 		r.news.doubt() // dependents that are forgotten already are not found again
 		return err
 	}
-	return r.publishBatch(ctx, be, b)
+	return r.publishBatch(ctx, be, d.b)
 }
 
 // applyKeys does what a batch asks for of single keys.
-func (r *Redis) applyKeys(ctx context.Context, be *backend, b *ordering.Batch) error {
+func (r *Redis) applyKeys(ctx context.Context, be *backend, d delivery) error {
 	for attempt := 1; ; attempt++ {
 		var err error
 		if be.cluster != nil {
-			err = r.applyCluster(ctx, be, b)
+			err = r.applyCluster(ctx, be, d)
 		} else {
-			err = r.applySingle(ctx, be, b)
+			err = r.applySingle(ctx, be, d)
+		}
+		if errors.Is(err, errNotHeld) && !d.direct {
+			r.metrics.held.refused.Inc()
+			d.direct = true
+			continue
 		}
 		if err == nil || attempt == attempts {
 			return err
@@ -161,24 +175,34 @@ func (r *Redis) headAnswer(be *backend, addr string, cmd *redis.Cmd, b *ordering
 
 // applySingle sends the keys of a batch to one server, where commands run in the
 // order they were sent.
-func (r *Redis) applySingle(ctx context.Context, be *backend, b *ordering.Batch) error {
+func (r *Redis) applySingle(ctx context.Context, be *backend, d delivery) error {
+	b := d.b
 	c, addr := be.single, be.label
 	if err := be.guard.node(addr); err != nil {
 		return err
 	}
 	p := &r.plan
-	head := r.head(ctx, be, addr, b)
-	for i, first := 0, true; first || i < b.Len(); first = false {
+	var head *redis.Cmd
+	if !d.drained {
+		head = r.head(ctx, be, addr, b)
+	}
+	streams, hold := r.streams(d), r.holder(d)
+	for i, first := 0, head != nil; first || i < b.Len(); first = false {
 		p.reset()
 		if first {
 			p.cmds = append(p.cmds, head)
 		}
-		i = p.fill(ctx, b, i, r.served)
+		i = p.fill(ctx, b, i, hold, r.served)
 		for _, s := range p.softs {
 			p.addMark(r.scripts.soft.command(ctx, s.keys, s.args))
 		}
 		for keys, lsns := range p.advanceChunks(advanceKeys) {
-			p.addAdvance(r.scripts.advance.command(ctx, keys, append([]any{r.stream()}, lsns...)))
+			for _, stream := range streams {
+				p.addAdvance(r.scripts.advance.command(ctx, keys, append([]any{stream}, lsns...)))
+			}
+		}
+		for _, g := range p.puts.commands(ctx) { // last: above maxmemory they fail, and UNLINKs make room
+			p.cmds = append(p.cmds, g.cmd)
 		}
 		if len(p.cmds) == 0 {
 			continue
@@ -196,12 +220,44 @@ func (r *Redis) applySingle(ctx context.Context, be *backend, b *ordering.Batch)
 	return nil
 }
 
+// zeroStream is below any other: a version key that is there is counted up.
+const zeroStream = "0000000000000000"
+
+// streams are what the version keys of a delivery are moved in.
+func (r *Redis) streams(d delivery) []string {
+	if d.drained {
+		return []string{r.stream(), zeroStream}
+	}
+	return []string{r.stream()}
+}
+
+// holder returns what puts the i-th entry of a delivery into its held set, and says
+// whether it is to be there; nil when nothing is.
+func (r *Redis) holder(d delivery) func(i int) bool {
+	if d.drained || d.direct || len(r.sets) == 0 {
+		return nil
+	}
+	now := r.sourceNow().UnixMilli()
+	return func(i int) bool {
+		e := d.b.Entry(i)
+		s, deadline := r.holds(&e, now)
+		if s == nil {
+			return false
+		}
+		r.plan.puts.add(r.heldKey(s.class), s, deadline, &e)
+		return true
+	}
+}
+
 // settle looks at the reply of every command and counts what was done.
 func (r *Redis) settle(be *backend, addr string, cmds []redis.Cmder) error {
 	var first error
 	failed, keys, removed := 0, 0, int64(0)
 	for _, cmd := range cmds {
 		if err := cmd.Err(); err != nil {
+			if refusesHolding(cmd) {
+				continue
+			}
 			if failed++; first == nil {
 				first = fmt.Errorf("%s: %w", cmd.Name(), err)
 			}
@@ -228,6 +284,9 @@ func (r *Redis) settle(be *backend, addr string, cmds []redis.Cmder) error {
 		}
 	}
 	r.plan.advances, r.plan.marks = r.plan.advances[:0], r.plan.marks[:0]
+	if r.plan.puts.settle(r.metrics.held) && first == nil {
+		first = errNotHeld
+	}
 	if first != nil && failed > 1 {
 		first = fmt.Errorf("%d of %d commands failed, first %w", failed, len(cmds), first)
 	}
@@ -244,6 +303,7 @@ type plan struct {
 	advKeys  []any
 	advLSNs  []any
 	advances []*redis.Cmd
+	puts     puts
 	softs    []*softCall
 	marks    []*redis.Cmd
 }
@@ -285,15 +345,23 @@ func (p *plan) reset() {
 	p.cmds, p.used = p.cmds[:0], 0
 	p.advKeys, p.advLSNs, p.advances = p.advKeys[:0], p.advLSNs[:0], p.advances[:0]
 	p.softs, p.marks = p.softs[:0], p.marks[:0]
+	p.puts.reset()
 }
 
 // fill takes entries from the i-th on until the pipeline is full, and returns
-// where it stopped. Purges and dependents are left to purgeBatch.
-func (p *plan) fill(ctx context.Context, b *ordering.Batch, i int, served func(ordering.Entry) string) int {
+// where it stopped. Purges and dependents are left to purgeBatch, and what hold says yes
+// to is held.
+func (p *plan) fill(ctx context.Context, b *ordering.Batch, i int, hold func(i int) bool, served func(ordering.Entry) string) int {
 	var g *group
 	keys := 0
 	for ; i < b.Len() && keys < pipelineKeys; i++ {
 		e := b.Entry(i)
+		held := hold != nil && hold(i)
+		b.SetHeld(i, held)
+		if held {
+			keys++
+			continue
+		}
 		switch e.Op {
 		case mapping.OpDelete:
 			if g == nil || g.n == unlinkKeys {

@@ -11,7 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
-	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 )
 
 // clusterKeys is how many keys are in flight at a time over all nodes.
@@ -28,7 +27,8 @@ type nodeBatch struct {
 }
 
 // applyCluster sends the keys of a batch to the primaries that own them.
-func (r *Redis) applyCluster(ctx context.Context, be *backend, b *ordering.Batch) error {
+func (r *Redis) applyCluster(ctx context.Context, be *backend, d delivery) error {
+	b := d.b
 	c, err := be.nodeFor(ctx, r.controlKey)
 	if err != nil {
 		return err
@@ -36,42 +36,55 @@ func (r *Redis) applyCluster(ctx context.Context, be *backend, b *ordering.Batch
 	if err := be.guard.node(be.addr(c)); err != nil {
 		return err
 	}
-	// Alone and acknowledged first: keys on other nodes must not be applied
-	// before their position can be read.
-	head := r.head(ctx, be, be.addr(c), b)
-	_ = c.Process(ctx, head)
-	if err := r.headAnswer(be, be.addr(c), head, b); err != nil {
-		return err
+	if !d.drained {
+		// Alone and acknowledged first: keys on other nodes must not be applied
+		// before their position can be read.
+		head := r.head(ctx, be, be.addr(c), b)
+		_ = c.Process(ctx, head)
+		if err := r.headAnswer(be, be.addr(c), head, b); err != nil {
+			return err
+		}
 	}
 	p := &r.plan
 	p.reset()
 	nodes := make(map[*redis.Client]*nodeBatch)
-	stream, singles := r.stream(), p.singles()
+	streams, singles, hold := r.streams(d), p.singles(), r.holder(d)
 	for i, n := 0, 0; i < b.Len(); i++ {
 		e := b.Entry(i)
-		var cmd redis.Cmder
-		switch e.Op {
-		case mapping.OpDelete:
+		held := hold != nil && hold(i)
+		b.SetHeld(i, held)
+		var cmds []redis.Cmder
+		switch {
+		case held:
+			n++
+		case e.Op == mapping.OpDelete:
 			s := singles.get(n)
 			s.key.b = e.Key
-			cmd = s.cmd
-		case mapping.OpAdvance:
-			adv := r.scripts.advance.command(ctx, []any{&keyArg{b: e.Key}}, []any{stream, e.CommitLSN.Hex()})
-			p.advances = append(p.advances, adv)
-			cmd = adv
-		case mapping.OpSoft:
+			cmds = []redis.Cmder{s.cmd}
+		case e.Op == mapping.OpAdvance:
+			for _, stream := range streams {
+				adv := r.scripts.advance.command(ctx, []any{&keyArg{b: e.Key}}, []any{stream, e.CommitLSN.Hex()})
+				p.advances = append(p.advances, adv)
+				cmds = append(cmds, adv)
+			}
+		case e.Op == mapping.OpSoft:
 			call := newSoftCall(e.Family.Class.FailSafe)
 			mark := r.scripts.soft.command(ctx, []any{&keyArg{b: e.Key}}, append(call.args, r.served(e)))
 			p.marks = append(p.marks, mark)
-			cmd = mark
+			cmds = []redis.Cmder{mark}
 		}
-		if cmd != nil {
+		for _, cmd := range cmds {
 			if err := be.route(ctx, nodes, e.Key, cmd); err != nil {
 				return err
 			}
 			n++
 		}
-		if n == clusterKeys || i == b.Len()-1 {
+		if n >= clusterKeys || i == b.Len()-1 {
+			for _, g := range p.puts.commands(ctx) {
+				if err := be.route(ctx, nodes, []byte(r.heldKey(g.set.class)), g.cmd); err != nil {
+					return err
+				}
+			}
 			if err := r.flush(ctx, be, nodes); err != nil {
 				return err
 			}

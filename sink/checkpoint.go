@@ -24,6 +24,7 @@ func (r *Redis) Checkpoint(ctx context.Context, c Checkpoint) error {
 	if err := r.checkSource(c); err != nil {
 		return r.fail(op, pos, err)
 	}
+	c.FreshAsOf = r.proved(c.FreshAsOf)
 	err = r.callControl(ctx, be, func(replID string) *redis.Cmd {
 		return r.checkpointCommand(ctx, replID, &c, 0)
 	})
@@ -75,7 +76,7 @@ func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpo
 	return r.scripts.checkpoint.command(ctx, []any{r.controlKey}, args)
 }
 
-// nodesAfter is what a checkpoint may say of the nodes: in a cluster whose
+// nodesAfter is what a checkpoint may say of the nodes: where the
 // primaries changed, those that are there now have everything only when the replay
 // has come back to where the old ones were.
 func (r *Redis) nodesAfter(c *Checkpoint) string {
@@ -187,6 +188,7 @@ func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
 		Found: true, Generation: next, Source: src, Region: r.region, nodes: r.nodes,
 		State: old.State, Reason: old.Reason, StateSince: old.StateSince,
 		revision: max(old.revision, found.revision) + 1,
+		held:     found.held, // what is held stays held: it is more to invalidate
 	}
 	if r.shadow.State == "" || r.shadow.State == StateOK {
 		r.shadow.State, r.shadow.Reason, r.shadow.StateSince = StateGap, "a new generation: what is cached is not proved yet", now
@@ -194,6 +196,9 @@ func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
 	r.highest = next
 	r.havePend = false
 	r.shadowMu.Unlock()
+	if err := r.adoptHeld(found.held); err != nil {
+		return r.fail(op, "", err)
+	}
 
 	c, err := be.nodeFor(ctx, r.controlKey)
 	if err == nil {

@@ -147,7 +147,7 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 // neededRights is the rule that docs/operations.md gives.
 const neededRights = "resetkeys ~t:* ~top ~top:*:* ~page:* ~kept:* ~inv:* resetchannels -@all " +
 	"+unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist" +
-	" +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +select +flushdb"
+	" +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +hdel +zadd +zcount +select +flushdb"
 
 // streamRight comes on top of them with a stream.
 const streamRight = " +xadd"
@@ -170,7 +170,10 @@ func TestACL(t *testing.T) {
 	neededRights := neededRights + streamRight
 	setUser(neededRights)
 	url := "redis://cdc:hunter2@" + s.Address() + "/1"
-	r := attached(t, url, streamed)
+	r := attached(t, url, streamed, longAgo)
+	if err := holdAndDrain(t, r); err != nil {
+		t.Fatal(err)
+	}
 	all := append(deletes(plain(t), "t:7:user:1"), purgeOf(plain(t), "7"), purgeOf(versioned(t), ""),
 		mapping.Invalidation{Op: mapping.OpAdvance, Family: versioned(t), Key: []byte("t:7:search")},
 		mapping.Invalidation{Op: mapping.OpSoft, Family: family(t, "kept"), Key: []byte("kept:1")},
@@ -213,7 +216,7 @@ func TestACL(t *testing.T) {
 		setUser("-" + name)
 		c.ScriptFlush(t.Context())
 		cached()
-		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" }, streamed)
+		r := open(t, url, func(o *Options) { o.Config.Dedicated = name == "flushdb"; o.Slot = "other" }, streamed, longAgo)
 		_, err := r.Attach(t.Context())
 		if err == nil {
 			err = r.StartGeneration(t.Context(), testSource)
@@ -226,6 +229,9 @@ func TestACL(t *testing.T) {
 		}
 		if err == nil {
 			err = r.PurgeAll(t.Context(), nil, nil)
+		}
+		if err == nil {
+			err = holdAndDrain(t, r)
 		}
 		var e *Error
 		if !errors.As(err, &e) || !e.Configuration() || !strings.Contains(err.Error(), "ACL SETUSER") {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -50,9 +51,13 @@ type Control struct {
 	Reason     string
 	StateSince time.Time
 	Updated    time.Time // the writer's clock
+	// NodesChanged says that the primaries are not those of the last checkpoint, in
+	// process or history: writes that they had acknowledged may be lost.
+	NodesChanged bool
 
+	held     map[string]string // mark by class, see held.go; never changed in place
 	writer   string
-	nodes    string // cluster: fingerprint of the primaries that have all up to Applied
+	nodes    string // fingerprint of the primaries that have all up to Applied
 	revision uint64 // of the state
 }
 
@@ -65,7 +70,7 @@ type Checkpoint struct {
 
 // fields lists the whole hash for install.lua.
 func (c *Control) fields() []any {
-	return []any{
+	fields := []any{
 		"format", "1",
 		"generation", hex32(c.Generation),
 		"writer", c.writer,
@@ -85,6 +90,10 @@ func (c *Control) fields() []any {
 		"state_revision", hex64(c.revision),
 		"updated", hexTime(c.Updated),
 	}
+	for class, mark := range c.held {
+		fields = append(fields, heldField+class, mark)
+	}
+	return fields
 }
 
 // parseControl reads the hash. A field that cannot be read is an error: to guess
@@ -115,6 +124,19 @@ func parseControl(m map[string]string) (Control, error) {
 	c.StateSince = timeFromMicros(number("state_since", 16))
 	c.Updated = timeFromMicros(number("updated", 16))
 	c.revision = number("state_revision", 16)
+	for name, mark := range m {
+		class, ok := strings.CutPrefix(name, heldField)
+		if !ok {
+			continue
+		}
+		if _, err := parseMark(class, mark); err != nil {
+			errs = append(errs, err)
+		}
+		if c.held == nil {
+			c.held = map[string]string{}
+		}
+		c.held[class] = mark
+	}
 	if err := errors.Join(errs...); err != nil {
 		return Control{}, &Error{Kind: KindConfiguration, Err: fmt.Errorf("the control hash is damaged: %w", err),
 			Hint: "delete it (UNLINK): the daemon then starts a new generation, which purges all mapped families"}
@@ -141,6 +163,11 @@ func (r *Redis) load(ctx context.Context, be *backend) (Control, error) {
 // callControl runs a script on the control hash and turns its answer into an
 // error. NOSCRIPT and an absent hash are mended once, by loading and restoring.
 func (r *Redis) callControl(ctx context.Context, be *backend, command func(replID string) *redis.Cmd) error {
+	return r.callScript(ctx, be, command, r.controlAnswer)
+}
+
+// callScript is callControl for a script with an answer of its own.
+func (r *Redis) callScript(ctx context.Context, be *backend, command func(replID string) *redis.Cmd, answer func(*backend, string, *redis.Cmd) error) error {
 	for attempt := 1; ; attempt++ {
 		c, err := be.nodeFor(ctx, r.controlKey)
 		if err != nil {
@@ -151,7 +178,7 @@ func (r *Redis) callControl(ctx context.Context, be *backend, command func(replI
 		}
 		cmd := command(be.guard.replID(be.addr(c)))
 		_ = c.Process(ctx, cmd) // the error stands on the command
-		err = r.controlAnswer(be, be.addr(c), cmd)
+		err = answer(be, be.addr(c), cmd)
 		if err == nil || attempt == attempts {
 			return err
 		}
@@ -168,11 +195,17 @@ func (r *Redis) controlAnswer(be *backend, addr string, cmd *redis.Cmd) error {
 		be.noteReply(addr, err)
 		return wrap("", addr, "", err)
 	}
+	return r.controlStatus(be, addr, answer)
+}
+
+func (r *Redis) controlStatus(be *backend, addr, answer string) (err error) {
 	switch answer {
 	case "ok":
 		return nil
 	case "absent":
 		return errAbsent
+	case "busy":
+		return errBusy
 	case "generation":
 		err = fmt.Errorf("%w: it has another generation", ErrSuperseded)
 	case "revision":

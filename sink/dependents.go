@@ -6,6 +6,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 )
@@ -38,9 +39,10 @@ func (r *Redis) dependents(ctx context.Context, be *backend, entity *mapping.Ent
 			return total, err
 		}
 		r.takeMembers(entity, chunk, at)
-		if err := r.applyKeys(ctx, be, r.members); err != nil {
+		if err := r.applyKeys(ctx, be, delivery{b: r.members, direct: true}); err != nil {
 			return total, err
 		}
+		failpoint.Hit(failpoint.Forgetting)
 		if err := r.forget(ctx, be, set, chunk); err != nil {
 			return total, err
 		}

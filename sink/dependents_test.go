@@ -3,6 +3,8 @@ package sink
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -161,4 +163,138 @@ func TestDependentsProperty(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Both the set and keys under it are on the move, some there already.
+func TestDependentsWhileSlotsMove(t *testing.T) {
+	cl := newCluster(t)
+	r := attached(t, cl.url())
+	f := entityFamily(t)
+	const set = "inv:dep:product:7"
+	keys := cl.sameSlot(t, "t:1:user:%d", 3)
+	there, gone, soft := keys[0], keys[1], "page:1"
+	fill(t, cl.client, there, keys[2])
+	entryOf := entry("V", nobody, time.Now().Add(time.Hour), time.Now().Add(time.Hour))
+	if err := cl.client.Set(t.Context(), soft, entryOf, time.Hour).Err(); err != nil {
+		t.Fatal(err)
+	}
+	register(t, cl.client, "product:7", 1e12, "user "+there, "user "+gone, "user "+keys[2], "page "+soft)
+	migrate := func(key string, slot string) {
+		t.Helper()
+		from := cl.moving(t, slot)
+		if err := cl.nodes[from].Migrate(t.Context(), "127.0.0.1", strconv.Itoa(cl.servers[3].Port()), key, 0, 1e9).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	migrate(set, set)
+	migrate(keys[2], there)
+	migrate(soft, soft)
+	apply(t, r, changed(f, mapping.OpDependents, "product:7"))
+	for _, n := range cl.nodes {
+		left := n.Keys(t.Context(), "*").Val()
+		left = slices.DeleteFunc(left, func(k string) bool { return k == r.controlKey || k == soft })
+		if len(left) > 0 {
+			t.Errorf("left are %q", left)
+		}
+	}
+	dump := redis.NewStringCmd(t.Context(), "get", soft)
+	p := cl.nodes[3].Pipeline()
+	_ = p.Process(t.Context(), redis.NewStatusCmd(t.Context(), "asking"))
+	_ = p.Process(t.Context(), dump)
+	if _, err := p.Exec(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if v := dump.Val(); !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") {
+		t.Errorf("the soft one is %q", v)
+	}
+	// Every product's, when the set itself is on the way.
+	fill(t, cl.client, gone)
+	z := redis.NewIntCmd(t.Context(), "zadd", set, 1e12, "user "+gone)
+	p = cl.nodes[3].Pipeline()
+	_ = p.Process(t.Context(), redis.NewStatusCmd(t.Context(), "asking"))
+	_ = p.Process(t.Context(), z)
+	if _, err := p.Exec(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, r, changed(f, mapping.OpPurge, ""))
+	for _, n := range cl.nodes {
+		if left := n.Keys(t.Context(), "*:product:*").Val(); len(left) > 0 {
+			t.Errorf("a purge left %q", left)
+		}
+	}
+}
+
+// The connection is cut after any number of bytes, and the batch sent again: what is left
+// is the same as if nothing had happened.
+func TestDependentsAndSoftResent(t *testing.T) {
+	s, c := server(t)
+	p := newProxy(t, nil, s.Address())
+	r := attached(t, p.url())
+	f, page := entityFamily(t), family(t, "page")
+	keys := numbered("t:1:user:%d", 450)
+	var members []string
+	for _, k := range keys {
+		members = append(members, "user "+k)
+	}
+	cuts := 0
+	for after := 1; ; after += 997 {
+		fill(t, c, append(keys, "t:1:user:other")...)
+		now := time.Now()
+		for _, k := range []string{"page:1", "page:2"} {
+			set(t, c, k, entry("V", nobody, now.Add(time.Hour), now.Add(time.Hour)), time.Hour)
+		}
+		register(t, c, "product:7", 1e12, append(members, "page page:2")...)
+		register(t, c, "product:8", 1e12, "user t:1:user:other")
+		b := softBatch(page, time.Second, "page:1")
+		b.Add(&ordering.Txn{XID: 1, CommitLSN: 1000, CommitTime: now}, &mapping.Invalidation{Op: mapping.OpDependents, Family: f, Key: []byte("product:7")})
+		p.cutAfter(after)
+		err := r.Apply(t.Context(), b)
+		p.cutAfter(0)
+		if err != nil {
+			cuts++
+			apply(t, r, b)
+		}
+		if n := present(t, c, append(keys, "inv:dep:product:7")...); n != 0 {
+			t.Fatalf("cut after %d bytes: %d are left", after, n)
+		}
+		if present(t, c, "t:1:user:other", "inv:dep:product:8") != 2 {
+			t.Fatalf("cut after %d bytes: another entity's are gone", after)
+		}
+		for _, k := range []string{"page:1", "page:2"} {
+			if v := get(t, c, k); !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") || !strings.HasSuffix(v, "\npayload") {
+				t.Fatalf("cut after %d bytes: %s is %q", after, k, v)
+			}
+		}
+		if err == nil {
+			break
+		}
+	}
+	if cuts < 10 {
+		t.Errorf("only %d attempts were cut", cuts)
+	}
+}
+
+// Work on a large set says that it goes on, and keeps to the rate of scans.
+func TestDependentsArePaced(t *testing.T) {
+	s, c := server(t)
+	var pulses int
+	r := attached(t, s.URL(), func(o *Options) {
+		o.OnScan = func() { pulses++ }
+		o.Config.ScanRate = 10000
+	})
+	f := entityFamily(t)
+	var members []string
+	for _, k := range numbered("t:1:user:%d", 4000) {
+		members = append(members, "user "+k)
+	}
+	register(t, c, "product:7", 1e12, members...)
+	began := time.Now()
+	apply(t, r, changed(f, mapping.OpDependents, "product:7"))
+	// A tenth of a second's worth may go at once.
+	if took := time.Since(began); took < 250*time.Millisecond {
+		t.Errorf("4000 keys at 10000 a second took %v", took)
+	}
+	if pulses < 20 {
+		t.Errorf("%d pulses for 20 chunks", pulses)
+	}
 }

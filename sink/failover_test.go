@@ -339,3 +339,41 @@ func startSentinel(t testing.TB, primary *localserver.Redis) string {
 	eventually(t, "the sentinel to answer", func() bool { return c.Ping(t.Context()).Err() == nil })
 	return addr
 }
+
+// Whether the primary is still the one of the last checkpoint, in process and history.
+func TestNodesChanged(t *testing.T) {
+	a, ac := server(t)
+	b, bc := server(t)
+	fill(t, bc, "x") // so that there is something to synchronise
+	r := attached(t, a.URL())
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(100)}); err != nil {
+		t.Fatal(err)
+	}
+	if c := mustAttach(t, r); c.NodesChanged {
+		t.Errorf("nothing has happened: %+v", c)
+	}
+	if c := mustAttach(t, open(t, a.URL())); c.NodesChanged {
+		t.Errorf("to another process of ours: %+v", c)
+	}
+	control := ac.HGetAll(t.Context(), r.controlKey).Val()
+	replicate(t, ac, b)
+	if err := ac.Do(t.Context(), "replicaof", "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range control { // as an older replica would have had it
+		ac.HSet(t.Context(), r.controlKey, name, value)
+	}
+	c := mustAttach(t, r)
+	if !c.NodesChanged || c.Applied != 100 {
+		t.Errorf("with another history: %+v", c)
+	}
+	if c := mustAttach(t, r); !c.NodesChanged {
+		t.Error("forgotten before anything was applied")
+	}
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(200)}); err != nil {
+		t.Fatal(err)
+	}
+	if c := mustAttach(t, r); c.NodesChanged {
+		t.Error("these nodes are the known ones now")
+	}
+}

@@ -26,6 +26,7 @@ type metrics struct {
 	streamSessions prometheus.Counter
 	streamPurges   prometheus.Counter
 	errors         *prometheus.CounterVec
+	held           *heldMetrics
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -52,6 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		streamMessages: counter("stream_messages_total", "Messages that were written to the invalidation stream."),
 		streamSessions: counter("stream_sessions_total", "Sessions of the invalidation stream that were begun: at each attachment, and after each error. Readers drop their L1 at each."),
 		streamPurges:   counter("stream_purges_total", "Messages of the invalidation stream that tell readers to drop everything."),
+		held:           newHeldMetrics(),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "cdc_invalidator", Subsystem: "redis", Name: "apply_seconds",
 			Help:    "Time to apply a batch, purges included.",
@@ -68,8 +70,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.batches, m.keys, m.removed, m.versions, m.marked, m.dependents, m.purges, m.purgeScanned, m.purgeRemoved,
-		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.early, m.earlyFailed, m.streamMessages, m.streamSessions, m.streamPurges, m.seconds, m.errors} {
+	for _, c := range append(m.held.collectors(), m.batches, m.keys, m.removed, m.versions, m.marked, m.dependents, m.purges, m.purgeScanned, m.purgeRemoved,
+		m.checkpoints, m.connections, m.attached, m.restored, m.reloaded, m.early, m.earlyFailed, m.streamMessages, m.streamSessions, m.streamPurges, m.seconds, m.errors) {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

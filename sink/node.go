@@ -46,12 +46,12 @@ func (i Identity) difference(now Identity) string {
 func short(id string) string { return id[:min(8, len(id))] }
 
 // fingerprint is a short form of the processes and histories of all primaries, for
-// comparison.
+// comparison. By which address they are reached does not matter.
 func fingerprint(ids []Identity) string {
-	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.Addr, b.Addr) })
+	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.RunID, b.RunID) })
 	h := sha256.New()
 	for _, id := range ids {
-		_, _ = h.Write([]byte(id.Addr + " " + id.RunID + " " + id.ReplID + "\n"))
+		_, _ = h.Write([]byte(id.RunID + " " + id.ReplID + "\n"))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }

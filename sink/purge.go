@@ -50,7 +50,7 @@ func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progre
 			return err
 		}
 		progress(Progress{Done: len(families), Total: len(families)})
-		return nil
+		return r.fail("purge", "", r.seatHeld(ctx, be))
 	}
 	p := Progress{Total: len(families)}
 	for _, f := range families {

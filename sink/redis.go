@@ -43,8 +43,9 @@ type Options struct {
 // Redis applies batches to one Redis: a server, a sentinel group or a cluster.
 //
 // Apply, Checkpoint, StartGeneration, PurgeAll and Attach exclude each other and
-// are meant for the one goroutine that applies; SetState, SetEpoch, SaveCatalog and
-// LoadCatalog may be called at any time from any other.
+// are meant for the one goroutine that applies; KeepHeld, Drain and the other methods for
+// what is held exclude all of these, and are meant for another one. SetState, SetEpoch,
+// SaveCatalog and LoadCatalog may be called at any time from any other.
 type Redis struct {
 	endpoint   *endpoint
 	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
@@ -72,6 +73,14 @@ type Redis struct {
 	verified time.Time
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
+
+	// Held invalidations, see held.go; of the applier's lock.
+	sets         map[string]*heldSet // in use, by class
+	due          *ordering.Batch     // what is being drained, made when first needed
+	passed       time.Time           // begin of the last pass over all of them; zero before the first
+	replayWindow time.Duration
+	replayHeld   map[string]bool // cluster: classes whose applied ones are to be applied again
+	replayFrom   int64           // those that were applied before it, ms
 
 	shadowMu sync.Mutex
 	shadow   Control // the control hash as this process last knew it
@@ -110,6 +119,7 @@ func Open(o Options) (*Redis, error) {
 	}
 	r := &Redis{
 		endpoint:   e,
+		prefix:     prefix,
 		controlKey: ControlKey(prefix, o.Slot),
 		region:     o.Region,
 		slot:       o.Slot,
@@ -121,8 +131,11 @@ func Open(o Options) (*Redis, error) {
 		writer:     hex.EncodeToString(nonce[:]),
 		now:        time.Now,
 		sourceNow:  o.SourceNow,
-		prefix:     prefix,
 		onScan:     o.OnScan,
+		sets:       make(map[string]*heldSet),
+
+		replayWindow: o.Config.ReplayWindow,
+		replayHeld:   make(map[string]bool),
 	}
 	if r.sourceNow == nil {
 		r.sourceNow = time.Now
@@ -154,7 +167,9 @@ func (r *Redis) Close() error {
 // hash speaks for the primary that holds it only. Where the primaries are no
 // longer those of the last checkpoint any of them may have lost writes, and Applied
 // is 0: replay starts at the slot's confirmed position, which is kept behind by the
-// replay window for that (End still says how far it had come). A Control that was
+// replay window for that (End still says how far it had come). NodesChanged says so of any
+// kind of server: what no replay brings back, such as what readers wrote there, may be
+// lost. A Control that was
 // not found on a node that changed proves nothing: a gap, unless the server is
 // known to be empty.
 func (r *Redis) Attach(ctx context.Context) (Control, error) {
@@ -183,14 +198,20 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	if err != nil {
 		return Control{}, r.fail("attach", "", err)
 	}
+	if err := r.adoptHeld(c.held); err != nil {
+		return Control{}, r.fail("attach", "", err)
+	}
 	be.guard.seal(ids)
 	r.shadowMu.Lock()
 	r.shadow = c
-	r.nodes = ""
-	if be.cluster != nil {
-		r.nodes = fingerprint(ids)
-		if c.Found && c.nodes != r.nodes {
-			c.Applied = 0
+	r.nodes = fingerprint(ids)
+	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes
+	if be.cluster != nil && c.Found && c.nodes != r.nodes {
+		c.Applied = 0
+		// The slot's own replay does not reach back to what was held for longer.
+		r.replayFrom = r.sourceNow().Add(replayMargin).UnixMilli()
+		for class := range r.sets {
+			r.replayHeld[class] = true
 		}
 	}
 	r.highest = max(r.highest, c.Generation)

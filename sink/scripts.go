@@ -24,6 +24,15 @@ var epochSource string
 //go:embed lua/advance.lua
 var advanceSource string
 
+//go:embed lua/hold.lua
+var holdSource string
+
+//go:embed lua/take.lua
+var takeSource string
+
+//go:embed lua/done.lua
+var doneSource string
+
 //go:embed lua/soft.lua
 var softSource string
 
@@ -45,6 +54,7 @@ type script struct {
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
 	checkpoint, install, state, epoch, advance, soft, dependents, publish script
+	hold, take, done                                                      script
 }
 
 func newScripts() *scripts {
@@ -57,6 +67,9 @@ func newScripts() *scripts {
 		soft:       script{source: softSource},
 		dependents: script{source: dependentsSource},
 		publish:    script{source: publishSource},
+		hold:       script{source: holdSource},
+		take:       script{source: takeSource},
+		done:       script{source: doneSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -66,7 +79,8 @@ func newScripts() *scripts {
 }
 
 func (s *scripts) all() []*script {
-	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish}
+	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish,
+		&s.hold, &s.take, &s.done}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

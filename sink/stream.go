@@ -220,7 +220,11 @@ func (r *Redis) publishBatch(ctx context.Context, be *backend, b *ordering.Batch
 		return nil
 	}
 	for i := range b.Len() {
-		switch e := b.Entry(i); e.Op {
+		e := b.Entry(i)
+		if e.Held { // told of when it is applied
+			continue
+		}
+		switch e.Op {
 		case mapping.OpDelete, mapping.OpSoft, mapping.OpAdvance:
 			s.add(e.Key)
 		case mapping.OpPurge:
@@ -228,7 +232,7 @@ func (r *Redis) publishBatch(ctx context.Context, be *backend, b *ordering.Batch
 		case mapping.OpLookup, mapping.OpDependents: // what they stand for is added when it is known
 		}
 	}
-	if f := b.FreshAsOf(); !f.IsZero() {
+	if f := r.proved(b.FreshAsOf()); !f.IsZero() {
 		s.beat = f
 	}
 	return r.publish(ctx, be)
@@ -246,7 +250,9 @@ func (r *Redis) Fresh(ctx context.Context, at time.Time) error {
 	be, err := r.ready(ctx)
 	if err == nil {
 		r.news.reset()
-		r.news.beat = at
+		if f := r.proved(at); !f.IsZero() {
+			r.news.beat = f
+		}
 		err = r.publish(ctx, be)
 	}
 	return r.fail("publish", "", err)

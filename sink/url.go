@@ -37,6 +37,15 @@ type endpoint struct {
 const urlForms = "redis://[user:password@]host:port/db, rediss:// (TLS), unix:///path/to/socket?db=0, " +
 	"redis+sentinel://host:port,host:port/master/db or redis+cluster://host:port,host:port (rediss+... with TLS)"
 
+// CheckURL says what is wrong with a Redis URL, the files that it names included; it
+// asks no server.
+func CheckURL(raw string) error {
+	if _, err := parseURL(raw); err != nil {
+		return &Error{Op: "read redis.url", Kind: KindConfiguration, Err: err}
+	}
+	return nil
+}
+
 // parseURL reads a Redis URL. net/url is used for its parts only: it refuses
 // several hosts, and its errors quote the whole text with the password in it.
 // For the same reason no error here quotes anything but what cannot be a secret.

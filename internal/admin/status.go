@@ -67,6 +67,9 @@ type Class struct {
 	StalenessSeconds float64 `json:"staleness_seconds"`
 	Families         int     `json:"families"`
 	Within           *bool   `json:"within"` // null when the lag is not known
+	// Of classes with linger or max_rate; else null.
+	Held              *int     `json:"held"`                // invalidations that are held back now
+	HeldOldestSeconds *float64 `json:"held_oldest_seconds"` // time since the commit of the oldest of them
 }
 
 // Queue is what waits between the log and Redis, after equal invalidations were merged.

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,16 +36,15 @@ settle something first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			conn, desired, err := f.connect(ctx, "apply")
+			conn, desired, err := f.connect(cmd, "apply")
 			if err != nil {
 				return err
 			}
 			defer replication.CloseControl(ctx, conn)
-			st, err := provision.Read(ctx, conn, desired)
+			plan, err := f.plan(ctx, conn, desired)
 			if err != nil {
 				return err
 			}
-			plan := st.Plan()
 			if err := printPlan(a.stdout, &plan, ""); err != nil {
 				return err
 			}
@@ -59,12 +57,13 @@ settle something first.`,
 				}
 			}
 			if err := provision.Apply(ctx, conn, desired, plan, stepProgress{a.stdout}); err != nil {
+				return f.named(err)
+			}
+			left, err := f.plan(ctx, conn, desired)
+			if err != nil {
 				return err
 			}
-			if st, err = provision.Read(ctx, conn, desired); err != nil {
-				return err
-			}
-			if left := st.Plan(); !left.Nothing() {
+			if !left.Nothing() {
 				fmt.Fprintf(a.stdout, "Done. What shows only now: %s; run it again.\n", left.Counts())
 				return &ExitError{Code: exitDifferences}
 			}
@@ -79,16 +78,11 @@ settle something first.`,
 
 // confirm asks on the terminal. Without one there is nobody to ask.
 func (a *app) confirm(question string) error {
-	in, ok := a.stdin.(*os.File)
-	if ok {
-		info, err := in.Stat()
-		ok = err == nil && info.Mode()&os.ModeCharDevice != 0
-	}
-	if !ok {
+	if !atTerminal(a.stdin) {
 		return usageErrorf("nothing was done: there is no terminal to ask on; look at the plan, and give --yes")
 	}
 	fmt.Fprint(a.stdout, question)
-	answer, err := bufio.NewReader(in).ReadString('\n')
+	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
 	if strings.TrimSpace(answer) != "yes" {
 		if err != nil {
 			fmt.Fprintln(a.stdout)

@@ -51,3 +51,23 @@ func TestApplyAsksOnATerminal(t *testing.T) {
 		}
 	}
 }
+
+// /dev/null is a character device, as a terminal is, and nobody answers there.
+func TestApplyAsksNobodyWithoutATerminal(t *testing.T) {
+	path, _ := provisionFile(t)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	var out, errOut bytes.Buffer
+	code := Main(t.Context(), []string{"apply", "--config", path}, null, &out, &errOut)
+	if code != exitUsage || strings.Contains(out.String(), "Do it? ") || !strings.Contains(errOut.String(), "give --yes") {
+		t.Errorf("exit code %d, stderr %q\n%s", code, errOut.String(), out.String())
+	}
+	_, theirs := terminal(t)
+	t.Setenv("TERM", "xterm")
+	if canRewrite(null) || !canRewrite(theirs) {
+		t.Error("/dev/null shows a progress line, or a terminal does not")
+	}
+}

@@ -3,8 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -46,7 +44,7 @@ comparison is still made. A second one ends the program at once.`,
 			}
 			logRedisTo(logger)
 			o.Mappings, o.Logger = cdcinvalidator.ExampleMappings(), logger
-			o.Out, o.Terminal = a.stdout, isTerminal(a.stdout)
+			o.Out, o.Terminal = a.stdout, canRewrite(a.stdout)
 			report, err := demo.Run(cmd.Context(), o)
 			if report != nil {
 				report.Print(a.stdout)
@@ -68,14 +66,4 @@ comparison is still made. A second one ends the program at once.`,
 	cmd.Flags().Lookup("log-level").DefValue = "error"
 	logs.level = "error" // the progress line is what there is to see
 	return cmd
-}
-
-// isTerminal says whether w can show a line that is written over.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

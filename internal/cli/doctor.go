@@ -1,16 +1,18 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/doctor"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
+	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 func newDoctorCommand(a *app) *cobra.Command {
@@ -48,12 +50,11 @@ for a faulty file.`,
 			case !grants && (role != "" || redisUser != ""):
 				return usageErrorf("--role and --redis-user go with --print-grants")
 			}
-			data, err := os.ReadFile(config)
-			if err != nil {
-				return fmt.Errorf("read the mappings: %w", err)
+			load := mapping.Load
+			if grants {
+				load = loadOffline // they are printed before the accounts in the URLs exist
 			}
-			// Grants are printed before the accounts in the URLs exist.
-			file, err := mapping.Parse(config, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: grants})
+			file, err := load(config)
 			if err != nil {
 				return err
 			}
@@ -64,8 +65,12 @@ for a faulty file.`,
 			if grants {
 				return a.printGrants(doctor.NewGrants(file, plan, role, redisUser), asJSON)
 			}
+			// What is wrong with the file is no finding about a server.
+			if err := errors.Join(replication.CheckURL(file.Source.URL.Reveal()), sink.CheckURL(file.Redis.URL.Reveal())); err != nil {
+				return err
+			}
 			logRedisTo(slog.New(slog.DiscardHandler)) // what it has to say is in the report
-			progress := progressLine{out: a.stderr, on: isTerminal(a.stderr)}
+			progress := progressLine{out: a.stderr, on: canRewrite(a.stderr)}
 			report := doctor.Run(cmd.Context(), doctor.Options{File: file, Plan: plan, Progress: progress.show})
 			progress.clear()
 			if asJSON {

@@ -8,13 +8,18 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
+// offlineEnv is the process's, where URLs may refer to what is not set.
+func offlineEnv() mapping.Env {
+	return mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true}
+}
+
 // loadOffline reads a mappings file whose URLs need not be there.
 func loadOffline(path string) (*mapping.File, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the mappings: %w", err)
 	}
-	return mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	return mapping.Parse(path, data, offlineEnv())
 }
 
 // loadPlan is loadOffline for what needs no server.

@@ -56,10 +56,14 @@ else that is secret is written: the file says ${DATABASE_URL} and ${REDIS_URL}.`
 }
 
 func runInit(cmd *cobra.Command, a *app, f initFlags) error {
-	if f.url == "" {
-		f.url = os.Getenv("DATABASE_URL")
+	from := "--from-db"
+	if !cmd.Flags().Changed("from-db") {
+		f.url, from = os.Getenv("DATABASE_URL"), "DATABASE_URL"
 	}
-	if f.url == "" {
+	switch {
+	case f.url == "" && from == "--from-db":
+		return usageErrorf("--from-db is empty: give the database's URL, or leave the flag out for the environment variable DATABASE_URL")
+	case f.url == "":
 		return usageErrorf("--from-db is needed, or the environment variable DATABASE_URL")
 	}
 	for _, pattern := range f.exclude {
@@ -76,7 +80,7 @@ func runInit(cmd *cobra.Command, a *app, f initFlags) error {
 	ctx := cmd.Context()
 	conn, err := replication.ConnectControl(ctx, f.url, "init")
 	if err != nil {
-		return err
+		return replication.GivenAs(from, err)
 	}
 	defer replication.CloseControl(ctx, conn)
 	result, err := scaffold.Generate(ctx, conn, scaffold.Options{Schemas: f.schemas, Exclude: f.exclude, TenantColumn: f.tenant})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -56,16 +55,15 @@ server is not there, with 78 for a faulty file.`,
   cdc-invalidator plan --config mappings.yaml --no-event-trigger --json | jq -r '.steps[].sql[]'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, desired, err := f.connect(cmd.Context(), "plan")
+			conn, desired, err := f.connect(cmd, "plan")
 			if err != nil {
 				return err
 			}
 			defer replication.CloseControl(cmd.Context(), conn)
-			st, err := provision.Read(cmd.Context(), conn, desired)
+			plan, err := f.plan(cmd.Context(), conn, desired)
 			if err != nil {
 				return err
 			}
-			plan := st.Plan()
 			if asJSON {
 				err = a.printJSON(planned{f.config, plan})
 			} else {
@@ -83,17 +81,12 @@ server is not there, with 78 for a faulty file.`,
 }
 
 // connect reads the file, of which only the source has to be complete, and connects.
-func (f *provisionFlags) connect(ctx context.Context, purpose string) (*pgx.Conn, provision.Desired, error) {
+func (f *provisionFlags) connect(cmd *cobra.Command, purpose string) (*pgx.Conn, provision.Desired, error) {
 	var desired provision.Desired
 	if f.config == "" {
 		return nil, desired, usageErrorf("--config is needed: the file that says which changes make which keys stale")
 	}
-	data, err := os.ReadFile(f.config)
-	if err != nil {
-		return nil, desired, fmt.Errorf("read the mappings: %w", err)
-	}
-	env := mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true}
-	file, err := mapping.Parse(f.config, data, env)
+	file, err := loadOffline(f.config)
 	if err != nil {
 		return nil, desired, err
 	}
@@ -102,9 +95,13 @@ func (f *provisionFlags) connect(ctx context.Context, purpose string) (*pgx.Conn
 		return nil, desired, err
 	}
 	url := file.Source.URL
-	if f.url != "" {
+	if cmd.Flags().Changed("url") {
+		env := offlineEnv()
 		if url, err = env.Expand(f.url); err != nil {
 			return nil, desired, usageErrorf("--url: %w", err)
+		}
+		if url.Reveal() == "" { // source.url instead would be another account than the one that was meant
+			return nil, desired, usageErrorf("--url is empty: give the URL to connect with, or leave the flag out for source.url")
 		}
 	}
 	if url.Reveal() == "" {
@@ -113,8 +110,32 @@ func (f *provisionFlags) connect(ctx context.Context, purpose string) (*pgx.Conn
 	}
 	desired = provision.FromFile(file, compiled)
 	desired.EventTrigger, desired.Identity = !f.noTrigger, !f.noIdentities
-	conn, err := replication.ConnectControl(ctx, url.Reveal(), purpose)
-	return conn, desired, err
+	conn, err := replication.ConnectControl(cmd.Context(), url.Reveal(), purpose)
+	return conn, desired, f.named(err)
+}
+
+// plan says what there is to do.
+func (f *provisionFlags) plan(ctx context.Context, conn *pgx.Conn, desired provision.Desired) (provision.Plan, error) {
+	st, err := provision.Read(ctx, conn, desired)
+	if err != nil {
+		return provision.Plan{}, f.named(err)
+	}
+	plan := st.Plan()
+	if f.url != "" {
+		for i := range plan.Blocked {
+			b := &plan.Blocked[i]
+			b.Problem, b.Fix = replication.SourceURLAs("--url", b.Problem), replication.SourceURLAs("--url", b.Fix)
+		}
+	}
+	return plan, nil
+}
+
+// named has an error speak of the URL that was used.
+func (f *provisionFlags) named(err error) error {
+	if f.url == "" {
+		return err
+	}
+	return replication.GivenAs("--url", err)
 }
 
 // hint is what to do next.

@@ -118,6 +118,34 @@ func TestPlanWithAnotherAccount(t *testing.T) {
 	}
 }
 
+// What is wrong with --url is not to be looked for in the file.
+func TestPlanSpeaksOfTheURLThatWasGiven(t *testing.T) {
+	path, db := provisionFile(t)
+	other := servertest.Postgres(t)
+	db.Exec(t, "SELECT pg_create_logical_replication_slot('"+db.Name+"_slot', 'pgoutput')", "CREATE PUBLICATION pub")
+	t.Setenv("PLAN_TEST_EMPTY", "")
+	for _, command := range []string{"plan", "apply"} {
+		for _, c := range []struct {
+			url, says string
+			code      int
+		}{
+			{"", "--url is empty", exitUsage},
+			{"${PLAN_TEST_EMPTY}", "--url", exitUsage},
+			{"postgres://u:hunter2@h:port/db", "--url cannot be read", exitConfig},
+			{strings.Replace(db.URL, "/"+db.Name, "/none", 1), "correct the database name in --url", exitConfig},
+			{other.URL, "name that database in --url", 0},
+		} {
+			code, out, errOut := runMain(t, command, "--config", path, "--url", c.url)
+			if text := out + errOut; !strings.Contains(text, c.says) || strings.Contains(text, "source.url") != (c.code == exitUsage) || strings.Contains(text, "hunter2") {
+				t.Errorf("%s --url %s: %s", command, c.url, text)
+			}
+			if c.code != 0 && code != c.code {
+				t.Errorf("%s --url %s: exit code %d, want %d", command, c.url, code, c.code)
+			}
+		}
+	}
+}
+
 func TestDoctorCommand(t *testing.T) {
 	path, _ := provisionFile(t)
 	code, out, errOut := runMain(t, "doctor", "--config", path)
@@ -167,7 +195,7 @@ func TestPrintGrants(t *testing.T) {
 	for _, want := range []string{
 		`CREATE ROLE "the user" LOGIN REPLICATION PASSWORD 'PASSWORD';`, `GRANT CONNECT ON DATABASE :"DBNAME" TO "the user";`,
 		`ALTER TABLE public.users OWNER TO "the user";`,
-		"ACL SETUSER u reset on >PASSWORD ~inv:* ~user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +select\n",
+		"ACL SETUSER u reset on >PASSWORD ~inv:* ~user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +hdel +zadd +zcount +select\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
@@ -183,6 +211,36 @@ func TestPrintGrants(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
 	if code, _, errOut = runMain(t, "doctor", "--config", path, "--role", "x"); code != exitUsage || !strings.Contains(errOut, "--print-grants") {
+		t.Errorf("exit code %d, stderr %q", code, errOut)
+	}
+}
+
+// A URL that cannot be read is a fault of the file, whatever it is that is wrong with it,
+// and run says the same.
+func TestDoctorRefusesAFaultyURL(t *testing.T) {
+	const source, redis = "postgres://u:hunter2@127.0.0.1:1/db", "redis://u:hunter2@127.0.0.1:1/0"
+	for _, c := range []struct{ source, redis, says string }{
+		{"postgres://u:hunter2@h:port/db", redis, "source.url cannot be read"},
+		{"postgres://u:hunter2%zz@h/db", redis, "source.url cannot be read"},
+		{"postgres://u:hunter2@h:70000/db", redis, "source.url cannot be read"},
+		{source + "?connect_timeout=x", redis, "source.url cannot be read"},
+		{source + "?sslmode=verify-full&sslrootcert=/nope", redis, "/nope: no such file"},
+		{source, "redis://u:hunter2@h:port/0", "redis url: "},
+		{source, "redis://u:hunter2%zz@h/0", "redis url: "},
+		{source, "redis+cluster://u:hunter2@h/3", "redis url: "},
+		{source, "rediss://u:hunter2@h/0?ca_file=/nope", "redis url: "},
+	} {
+		path := writeRunTestFile(t, fmt.Sprintf(runTestFile, c.source, "slot", c.redis))
+		for _, args := range [][]string{{"doctor", "--json"}, {"run", "--http", "off"}} {
+			code, out, errOut := runMain(t, append(args, "--config", path)...)
+			if code != exitConfig || out != "" || !strings.Contains(errOut, c.says) || strings.Contains(errOut, "hunter2") {
+				t.Errorf("%s %s, %s: exit code %d, stdout %q, stderr %q", args[0], c.source, c.redis, code, out, errOut)
+			}
+		}
+	}
+	// Both at once.
+	path := writeRunTestFile(t, fmt.Sprintf(runTestFile, "postgres://u:hunter2@h:port/db", "slot", "redis://h:port/0"))
+	if code, _, errOut := runMain(t, "doctor", "--config", path); code != exitConfig || !strings.Contains(errOut, "source.url cannot be read") || !strings.Contains(errOut, "redis.url") {
 		t.Errorf("exit code %d, stderr %q", code, errOut)
 	}
 }

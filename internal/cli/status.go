@@ -139,7 +139,14 @@ func statusText(s admin.Status, at string) string {
 		if c.Within != nil {
 			verdict = map[bool]string{true: "kept", false: "BROKEN"}[*c.Within]
 		}
-		line("", "%-16s budget %-8s %s (%d families)", c.Name, seconds(c.StalenessSeconds), verdict, c.Families)
+		held := ""
+		if c.Held != nil {
+			held = fmt.Sprintf(", %d held back", *c.Held)
+			if *c.Held > 0 && c.HeldOldestSeconds != nil {
+				held += ", the oldest for " + seconds(*c.HeldOldestSeconds)
+			}
+		}
+		line("", "%-16s budget %-8s %s (%d families%s)", c.Name, seconds(c.StalenessSeconds), verdict, c.Families, held)
 	}
 	line("queue", "%d invalidations, %s", s.Queue.Invalidations, bytesText(int64(s.Queue.Bytes)))
 	line("redis", "%s, state %s%s", s.Redis.Kind, orUnknown(s.Redis.State), parenthesis(s.Redis.Reason))

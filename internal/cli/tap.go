@@ -48,8 +48,9 @@ elsewhere. --show-values shows the keys as they are.
 
 It never holds up the source: what exceeds --max-rate, or what a reader that has
 stopped reading does not take, is left out, and how much that was is told in its place.
-Changes are shown when they are received, a moment before they are visible; those of
-definitions that the log is silent about are not shown.
+Changes are shown when they are received, a moment before they are visible. Changes of
+definitions that the log itself is silent about are shown where the event trigger
+announces them (see plan); the daemon finds the others in the catalogs.
 
 The lines go to stdout, everything else to stderr, in JSON the summary too goes to stdout.
 Ends with 0 at Ctrl-C, after --count lines or --duration; with 64 for wrong usage, 69 when

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
 
 const tapTestFile = `version: 1
@@ -178,6 +180,45 @@ func TestTapShowsEveryKindOfInvalidation(t *testing.T) {
 		err := conn.QueryRow(t.Context(), "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()").Scan(&n)
 		return err == nil && n == 0
 	})
+}
+
+// DDL that the log says nothing of is in the event trigger's messages.
+func TestTapShowsAnnouncedDDL(t *testing.T) {
+	db, path := tapWorld(t)
+	db.Exec(t, replication.DDLFunctionSQL()...)
+	for _, trigger := range replication.DDLTriggers() {
+		db.Exec(t, trigger.CreateSQL()...)
+	}
+	users := []string{"ddl public.users purge user (the whole family)", "ddl public.users purge mail (the whole family)", "ddl public.users purge search (the whole family)"}
+	sellers := []string{"ddl public.sellers purge page (the whole family)"}
+	end := []string{"message cart.changed delete cart cart:1"}
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{nil, slices.Concat(users, sellers, sellers, users, end)},
+		{[]string{"--family", "page,cart"}, slices.Concat(sellers, sellers, end)},
+		{[]string{"--table", "public.sellers"}, slices.Concat(sellers, sellers)},
+	} {
+		p := startTap(t, append([]string{"-c", path, "--show-values", "--duration", "20s", "--count", fmt.Sprint(len(c.want))}, c.args...)...)
+		db.Exec(t,
+			`ALTER TABLE users ALTER email TYPE varchar USING upper(email)`,
+			`ALTER TABLE products ALTER seller_id TYPE int USING seller_id + 1`, // nothing maps it
+			`CREATE INDEX ON sellers (name)`,                                    // of no consequence
+			`ALTER TABLE sellers RENAME TO vendors`,
+			`ALTER TABLE vendors RENAME TO sellers`, // the name means the table that it meant before
+			`ALTER PUBLICATION pub SET (publish = 'insert, update, delete')`,
+			`SELECT pg_logical_emit_message(false, 'cdc_invalidator.ddl', '{"version": 1, "publications": ["pub"]}')`,
+			`SELECT pg_logical_emit_message(true, 'cart.changed', '{"cart_id": 1}')`)
+		lines, code := p.finish(t)
+		var got []string
+		for _, l := range lines {
+			got = append(got, fields(t, l))
+		}
+		if code != exitOK || !slices.Equal(got, c.want) {
+			t.Errorf("%v: exit code %d\n got %q\nwant %q", c.args, code, got, c.want)
+		}
+	}
 }
 
 func TestTapMasksValuesButTellsEqualOnesApart(t *testing.T) {

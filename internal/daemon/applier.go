@@ -86,7 +86,7 @@ func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
 	}
 	b.Applied()
 	if p, ok := b.Position(); ok {
-		if f := b.FreshAsOf(); !f.IsZero() {
+		if f := a.d.sink.Proved(b.FreshAsOf()); !f.IsZero() {
 			a.freshAsOf = f
 		}
 		a.pending, a.unsaved = p, true

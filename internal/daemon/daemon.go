@@ -4,6 +4,7 @@
 //	session: one attachment to the slot and to Redis, until either changes
 //	  receiver goroutine:  Stream -> Decoder -> Table.Map -> Queue
 //	  applier goroutine:   Queue -> Gate -> Redis -> checkpoint -> confirmable
+//	  drainer goroutine:   what Redis holds back of some classes -> Redis, when it is due
 //	  heartbeat and catalog watcher, each on its own connection
 //
 // Invariants that have caused bugs elsewhere:
@@ -170,6 +171,7 @@ func newDaemon(o Options) (*daemon, error) {
 // scanned is called for each page of a purge, which goes on for long.
 func (d *daemon) scanned() {
 	d.pulse.applier.again()
+	d.pulse.drainer.again()
 	d.pulse.attach.again()
 }
 

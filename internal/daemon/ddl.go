@@ -40,36 +40,8 @@ func (r *receiver) ddl(m *decoder.Logical) {
 
 // touched says whether readers may see something else of a mapped table after DDL.
 func (r *receiver) touched(u mapping.TableUse, ddl *replication.DDL) bool {
-	publication := r.d.file.Source.Publication.Name
-	for _, p := range ddl.Publications {
-		if p == publication {
-			return true
-		}
-	}
 	known := r.watcher.KnownOID(u.Schema, u.Table)
-	for _, rel := range ddl.Relations {
-		// By oid too: a table that was renamed has its new name in the message.
-		byName := rel.Schema == u.Schema && rel.Name == u.Table
-		byOID := rel.OID != 0 && (rel.OID == known || r.described(rel.OID, u))
-		if !byName && !byOID {
-			continue
-		}
-		switch rel.Change {
-		case replication.DDLPublished:
-			if rel.Publication == publication {
-				return true
-			}
-		case replication.DDLAltered, replication.DDLCreated:
-			// Unless the name means another table now, the next look says whether this
-			// was of any consequence.
-			if !byName || !byOID {
-				return true
-			}
-		default:
-			return true
-		}
-	}
-	return false
+	return ddl.Touches(u, r.d.file.Source.Publication.Name, func(oid uint32) bool { return oid == known || r.described(oid, u) })
 }
 
 // described says whether the stream has described the relation under the table's name.

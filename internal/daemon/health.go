@@ -19,6 +19,7 @@ const (
 	conditionIdentity  = "replica_identity"
 	conditionCatalog   = "catalog"
 	conditionHeartbeat = "heartbeat"
+	conditionHeld      = "held"
 )
 
 // ready says which conditions readiness depends on: streaming, both servers up, no
@@ -37,6 +38,8 @@ func fixFor(condition string) string {
 		return "see that Redis is reachable and takes writes; invalidations wait in the slot meanwhile"
 	case conditionGap:
 		return "nothing to do: every mapped family is being purged; look for why the slot or Redis changed"
+	case conditionHeld:
+		return "see that Redis is reachable and takes writes; what is held back of classes with linger or max_rate stays in Redis meanwhile"
 	case conditionMappings:
 		return "correct the file and reload again; the mappings from before are in force"
 	case conditionLag:
@@ -59,7 +62,7 @@ type health struct {
 func newHealth(d *daemon) *health {
 	h := &health{d: d, conds: map[string]admin.Condition{}}
 	now := time.Now()
-	for _, name := range []string{conditionStreaming, conditionSource, conditionRedis, conditionGap, conditionMappings, conditionIdentity} {
+	for _, name := range []string{conditionStreaming, conditionSource, conditionRedis, conditionGap, conditionMappings, conditionIdentity, conditionHeld} {
 		h.order = append(h.order, name)
 		h.conds[name] = admin.Condition{Name: name, OK: true, Since: now, Ready: ready[name]}
 	}

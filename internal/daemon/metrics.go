@@ -30,6 +30,7 @@ type metrics struct {
 	ddl            *prometheus.CounterVec
 	reloads        *prometheus.CounterVec
 	reloadOK       prometheus.Gauge
+	overRate       *prometheus.CounterVec
 }
 
 const namespace = "cdc_invalidator"
@@ -57,6 +58,7 @@ func newMetrics(reg Registry) *metrics {
 		lookupsRefused: counter("lookups_refused_total", "for_each queries that failed, so that the whole family was invalidated."),
 		widenings:      vec("widened_total", "Invalidations that were widened to a family or tenant because a value was not known.", "reason"),
 		sessions:       vec("sessions_ended_total", "Attachments to the slot that ended, by reason.", "reason"),
+		overRate:       vec("held_over_rate_total", "Invalidations that were applied in excess of the class's max_rate, because their deadline had come.", "class"),
 		ddl:            vec("ddl_messages_total", "Messages of the event trigger, by what followed: invalidated, ignored (no mapped table) or unreadable (all mapped tables).", "result"),
 		reloads:        vec("reloads_total", "Reloads of the mappings file.", "result"),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -95,6 +97,9 @@ func (m *metrics) applied(b *ordering.Batch, now time.Time) {
 	m.keys.Add(float64(b.Len()))
 	for i := range b.Len() {
 		e := b.Entry(i)
+		if e.Held {
+			continue // observed when it is applied
+		}
 		o := m.byClass[e.Family.Class.Name]
 		if o == nil {
 			o = m.latency.WithLabelValues(e.Family.Class.Name)

@@ -19,7 +19,7 @@ const (
 // pulse knows when each loop of the pipeline last gave a sign of life. A loop that waits
 // for a server gives them too, with each attempt: that a server is away is no reason to
 // restart. A loop that has nothing to do is not looked at.
-type pulse struct{ receiver, applier, attach beat }
+type pulse struct{ receiver, applier, drainer, attach beat }
 
 // beat is the time of a loop's last sign, in Unix nanoseconds; 0 while it has nothing
 // to do.
@@ -44,6 +44,7 @@ func (p *pulse) stuck(now time.Time) error {
 	}{
 		{"reading the log", &p.receiver, receiverSilence},
 		{"applying", &p.applier, applierSilence},
+		{"applying what was held back", &p.drainer, applierSilence},
 		{"attaching to the servers", &p.attach, attachSilence},
 	} {
 		if at := l.beat.at.Load(); at != 0 {

@@ -214,6 +214,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
 	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
+	helpers.Go(func() error { return newDrainer(d, leave).run(streamCtx) })
 
 	stored, _ := d.sink.Known()
 	d.progress.attached(setup, queue, stored.Applied, stored.End)

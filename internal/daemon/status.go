@@ -107,7 +107,12 @@ func (h *health) freshness() admin.Freshness {
 		if !ok {
 			i = len(f.Classes)
 			byName[fam.Class.Name] = i
-			f.Classes = append(f.Classes, class(fam.Class, f.LagSeconds))
+			c := class(fam.Class, f.LagSeconds)
+			if n, oldest, ok := h.d.sink.Held(fam.Class.Name); ok {
+				seconds := oldest.Seconds()
+				c.Held, c.HeldOldestSeconds = &n, &seconds
+			}
+			f.Classes = append(f.Classes, c)
 		}
 		f.Classes[i].Families++
 	}
@@ -120,7 +125,7 @@ func (h *health) freshness() admin.Freshness {
 func class(c *mapping.Class, lag *float64) admin.Class {
 	out := admin.Class{Name: c.Name, StalenessSeconds: c.Staleness.Seconds()}
 	if lag != nil {
-		within := *lag <= out.StalenessSeconds
+		within := *lag+c.Hold().Seconds() <= out.StalenessSeconds // as readers judge it
 		out.Within = &within
 	}
 	return out

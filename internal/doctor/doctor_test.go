@@ -247,6 +247,9 @@ func TestRedisThatIsFull(t *testing.T) {
 		s = strings.Replace(s, "  search: {key: \"search:{version}:{q}\", version: search, class: critical, ttl: 10m}\n", "", 1)
 		return strings.Replace(s, "[user, search]", "[user]", 1)
 	}
+	dependents := func(s string) string {
+		return strings.Replace(s, "[user, search]", "[user, search]\n    dependents: [\"user:{id}\"]", 1)
+	}
 	forever := func(s string) string { return strings.ReplaceAll(s, ", ttl: 10m", "") }
 	for _, c := range []struct {
 		policy   string
@@ -260,6 +263,9 @@ func TestRedisThatIsFull(t *testing.T) {
 		{"allkeys-lru", nil, Warning, "CONFIG SET maxmemory-policy volatile-lru"},
 		{"volatile-lru", nil, OK, ""},
 		{"volatile-lru", forever, Notice, "give every family a ttl"},
+		{"volatile-lru", dependents, Warning, "CONFIG SET maxmemory-policy noeviction"},
+		{"allkeys-lfu", dependents, Warning, "CONFIG SET maxmemory-policy noeviction"},
+		{"noeviction", dependents, Notice, "CONFIG SET maxmemory <more bytes>"},
 	} {
 		set("maxmemory-policy", c.policy)
 		w.change = c.change

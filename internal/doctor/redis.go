@@ -69,6 +69,11 @@ func (x *examination) memory(n sink.NodeInfo) {
 	case n.MaxMemory == 0:
 		c.Message = "maxmemory is 0, policy " + n.Policy
 		set(Notice, "nothing is evicted, and the cache grows until the machine is full", "CONFIG SET maxmemory <bytes>")
+	case x.Plan.HasDependents() && n.Policy != "noeviction":
+		// They have a TTL, so no other policy spares them.
+		set(Warning, "a set of dependents may be evicted; the keys in it are then not invalidated when their row changes", "CONFIG SET maxmemory-policy noeviction")
+	case x.Plan.HasDependents():
+		set(Notice, "when it is full, readers can store nothing and versions cannot be moved; but any other policy may evict sets of dependents", "CONFIG SET maxmemory <more bytes>")
 	case n.Policy == "noeviction":
 		set(Warning, "when it is full, readers can store nothing and versions cannot be moved", "CONFIG SET maxmemory-policy "+policyFor(versioned))
 	case versioned && strings.HasPrefix(n.Policy, "allkeys-"):

@@ -121,13 +121,10 @@ func (x *examination) replication(ctx context.Context, conn *pgx.Conn, url strin
 func (x *examination) settings(ctx context.Context, conn *pgx.Conn) error {
 	const op = "look at the source's settings"
 	var server string
-	var emit *string // what grants the right to send a heartbeat, where it is missing
 	// The server's own value, whatever the role or the database has.
 	err := conn.QueryRow(ctx, `
-		SELECT coalesce((SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit' AND source IN ('default', 'configuration file', 'command line')), ''),
-		       -- Its arguments differ by version.
-		       (SELECT string_agg(format('GRANT EXECUTE ON FUNCTION %s TO %I;', oid::regprocedure, current_user), E'\n') FROM pg_proc
-		        WHERE proname = 'pg_logical_emit_message' AND proargtypes[2] = 'text'::regtype AND NOT has_function_privilege(oid, 'EXECUTE'))`).Scan(&server, &emit)
+		SELECT coalesce((SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit' AND source IN ('default', 'configuration file', 'command line')), '')`).
+		Scan(&server)
 	if err != nil {
 		return replication.ServerError(op, err)
 	}
@@ -159,8 +156,12 @@ func (x *examination) settings(ctx context.Context, conn *pgx.Conn) error {
 	} else {
 		x.source.ok("synchronous_commit", "synchronous_commit is not off for the server, the database or a role")
 	}
-	if x.File.Source.Heartbeat > 0 && emit != nil {
-		x.source.add(Check{Code: "role_heartbeat", Severity: Warning, Message: "the role may not send heartbeats, so an idle source cannot be told from a silent one", FixKind: SQL, Fix: *emit})
+	grant, err := replication.HeartbeatGrant(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if grant != "" {
+		x.source.add(Check{Code: "role_heartbeat", Severity: Warning, Message: "the role may not send heartbeats, so an idle source cannot be told from a silent one", FixKind: SQL, Fix: grant})
 	}
 	return nil
 }

@@ -19,9 +19,20 @@ const (
 	Purging      Point = "purging"      // a gap is published, the purge not done
 )
 
+// The points that a held invalidation passes, after its transaction was confirmed.
+const (
+	HeldTaken   Point = "held_taken"   // it is in the taken set
+	HeldApplied Point = "held_applied" // Redis acknowledged it
+	HeldDone    Point = "held_done"    // it is in no set any more
+)
+
 // CatalogLook is before each look at the catalogs. Tests hold it, so that DDL is
 // noticed by the log or not at all.
 const CatalogLook Point = "catalog_look"
+
+// Forgetting is when keys that depend on an entity are dealt with, and are still
+// registered under it. Only a change of an entity gets there.
+const Forgetting Point = "forgetting"
 
 // Points lists those of a transaction.
 func Points() []Point {

@@ -60,6 +60,7 @@ type tap struct {
 	dec     *decoder.Decoder
 	tables  map[*decoder.Relation]*mapping.Table
 	known   map[uint32]*decoder.Relation
+	oids    map[string]uint32 // of the mapped tables, by schema.table, as last heard of
 	out     mapping.Output
 	tx      decoder.Begin
 	view    view
@@ -73,7 +74,7 @@ type tap struct {
 // Run shows invalidations until ctx ends, or as many or as long as the options say;
 // all of these are a good end.
 func Run(ctx context.Context, o Options) (Summary, error) {
-	t := &tap{o: o, dec: decoder.New(), tables: map[*decoder.Relation]*mapping.Table{}, known: map[uint32]*decoder.Relation{},
+	t := &tap{o: o, dec: decoder.New(), tables: map[*decoder.Relation]*mapping.Table{}, known: map[uint32]*decoder.Relation{}, oids: map[string]uint32{},
 		limiter: rate.NewLimiter(rate.Inf, 1), sum: newSummary(), view: newView(o)}
 	if o.MaxRate > 0 {
 		t.limiter = rate.NewLimiter(rate.Limit(o.MaxRate), o.MaxRate)
@@ -114,6 +115,13 @@ func (t *tap) open(ctx context.Context) error {
 		} else {
 			t.say("note: %s (fix: %s)", f, f.Fix)
 		}
+	}
+	catalog, err := replication.ReadCatalogState(ctx, control, t.o.Publication, t.o.Plan.Tables())
+	if err != nil {
+		return err
+	}
+	for _, u := range t.o.Plan.Tables() {
+		t.oids[tableName(u)] = catalog.OID(u.Schema, u.Table)
 	}
 	if t.o.Resolve {
 		epoch, err := replication.ReadEpoch(ctx, control)
@@ -253,7 +261,7 @@ func actionName(a decoder.Action) string {
 // invalidates all that the table maps to.
 func (t *tap) bind(ctx context.Context, rel *decoder.Relation) error {
 	before := t.known[rel.ID]
-	if before == rel || len(t.o.Filter.Tables) > 0 && !slices.Contains(t.o.Filter.Tables, rel.String()) {
+	if before == rel || !t.tableWanted(rel.String()) {
 		return nil
 	}
 	t.known[rel.ID] = rel
@@ -263,6 +271,7 @@ func (t *tap) bind(ctx context.Context, rel *decoder.Relation) error {
 		return nil
 	}
 	t.tables[rel] = table
+	t.oids[rel.String()] = rel.ID
 	if before == nil {
 		return nil
 	}
@@ -271,6 +280,9 @@ func (t *tap) bind(ctx context.Context, rel *decoder.Relation) error {
 }
 
 func (t *tap) message(ctx context.Context, m *decoder.Logical) error {
+	if string(m.Prefix) == replication.DDLPrefix {
+		return t.ddl(ctx, m)
+	}
 	if len(t.o.Filter.Tables) > 0 || string(m.Prefix) == replication.HeartbeatPrefix {
 		return nil
 	}
@@ -280,6 +292,39 @@ func (t *tap) message(ctx context.Context, m *decoder.Logical) error {
 		tx = decoder.Begin{CommitLSN: m.LSN, CommitTime: time.Now()}
 	}
 	return t.show(ctx, tx, "message", string(m.Prefix))
+}
+
+// ddl shows what the daemon makes of a message of the event trigger.
+func (t *tap) ddl(ctx context.Context, m *decoder.Logical) error {
+	if !m.Transactional {
+		return nil // never sent by the trigger
+	}
+	ddl, parseErr := replication.ParseDDL(m.Content)
+	for _, u := range t.o.Plan.Tables() {
+		name := tableName(u)
+		// What cannot be read may have touched any table.
+		touched := parseErr != nil || ddl.Touches(u, t.o.Publication, func(oid uint32) bool { return oid == t.oids[name] })
+		for _, rel := range ddl.Relations {
+			if rel.Schema == u.Schema && rel.Name == u.Table && rel.OID != 0 {
+				t.oids[name] = rel.OID
+			}
+		}
+		if !touched || !t.tableWanted(name) {
+			continue
+		}
+		t.out.Reset()
+		t.o.Plan.InvalidateTable(u.Schema, u.Table, &t.out)
+		if err := t.show(ctx, t.tx, "ddl", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func tableName(u mapping.TableUse) string { return u.Schema + "." + u.Table }
+
+func (t *tap) tableWanted(name string) bool {
+	return len(t.o.Filter.Tables) == 0 || slices.Contains(t.o.Filter.Tables, name)
 }
 
 // show prints what t.out holds.

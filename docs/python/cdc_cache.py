@@ -1,0 +1,340 @@
+"""A reader of cdc-invalidator's cache in Python, after docs/protocol.md.
+
+It needs redis-py and psycopg 3, and the scripts of cache/lua beside it. Copy it, and
+change what does not suit. It has no threads of its own and is safe to share between
+threads. Times are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import redis
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+Value = str | bytes | int | bool | uuid.UUID | None
+Loader = Callable[[psycopg.Connection, Callable[..., None]], bytes]  # load(connection, depends_on)
+
+_RESERVED = re.compile("[\x00-\x20\x7f%:*?\\[\\]{}\\\\\udc80-\udcff]")
+_VARIABLE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+_HEADER = 57
+
+
+class NotFound(Exception):
+    """Raised by a loader whose row is not there; kept as a negative entry."""
+
+
+class TooSlow(Exception):
+    """Every load took longer than the class allows a value to be old."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What mappings.yaml says of a family, its class included."""
+
+    name: str
+    key: str  # template
+    staleness: float
+    ttl: float = 3600
+    version: str = ""  # template of the version key
+    stale_for: float = 0
+    fail_safe: float = 0
+    negative_ttl: float = 60
+    hold: float = 0  # how long the daemon may keep an invalidation back
+    serve_in_doubt: bool = False  # on_doubt: serve
+
+
+@dataclass(frozen=True)
+class Entry:
+    found: bool  # False: a negative entry
+    fresh_until: int
+    lsn: str
+    snapshot: str
+    payload: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes | None) -> Entry | None:
+        """None for a lease, and for anything that is no entry."""
+        if raw is None or raw[:4] != b"cdc1" or raw[4:5] not in (b"V", b"N"):
+            return None
+        fields, newline, payload = raw[_HEADER:].partition(b"\n")
+        if not newline:
+            return None
+        _loaded_at, _load_time, lsn, snapshot, *_later_versions = fields.decode().split()
+        return cls(raw[4:5] == b"V", int(raw[33:45], 16), lsn, snapshot, payload)
+
+    def contains(self, token: str | None) -> bool:
+        """Whether everything that was visible at the token's moment was visible to the load."""
+        if token is None:
+            return True
+        _version, lsn, seen = token.split(".")
+        if self.snapshot == "-":  # loaded on a standby
+            return self.lsn >= lsn
+        xmax, xip = _snapshot(self.snapshot)
+        token_xmax, token_xip = _snapshot(seen.replace("-", ":").replace("_", ","))
+        return xmax >= token_xmax and {x for x in xip if x < token_xmax} <= token_xip
+
+
+def _snapshot(text: str) -> tuple[int, set[int]]:
+    _xmin, xmax, xip = text.split(":")
+    return int(xmax), {int(x) for x in xip.split(",") if x}
+
+
+def encode(value: Value) -> str:
+    """A value as it stands in a key."""
+    if value is None:
+        return "%-"
+    if isinstance(value, bool):
+        value = "t" if value else "f"
+    if isinstance(value, (int, uuid.UUID)):
+        value = str(value)
+    if isinstance(value, str):
+        value = value.encode()
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} in a key: give it as text, as Postgres prints it")
+    # surrogateescape turns a byte that is not UTF-8 into one of U+DC80 to U+DCFF.
+    return _RESERVED.sub(
+        lambda m: "%%%02X" % m[0].encode("utf-8", "surrogateescape")[0], value.decode("utf-8", "surrogateescape")
+    )
+
+
+def render(template: str, variables: Mapping[str, Value]) -> str:
+    return _VARIABLE.sub(lambda m: encode(variables[m[1]]) if m[1] else m[0][0], template)
+
+
+def token_after_commit(conn: psycopg.Connection) -> str:
+    """For get(at_least=...), here or in another language. To be called after the write's commit."""
+    if conn.info.transaction_status is not TransactionStatus.IDLE:
+        raise ValueError("the transaction on this connection is open: commit it first")
+    with conn.transaction():
+        ask = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_snapshot()::text"
+        lsn, seen = conn.cursor(row_factory=tuple_row).execute(ask).fetchone()
+    return f"1.{int(lsn):016x}.{seen.replace(':', '-').replace(',', '_')}"
+
+
+@dataclass
+class _Old:
+    """What may be returned when the source is down, until then."""
+
+    entry: Entry
+    until: float
+
+    @classmethod
+    def of(cls, family: Family, entry: Entry | None, at_least: str | None, until: float) -> _Old | None:
+        if not family.fail_safe or entry is None or not entry.found or not entry.contains(at_least):
+            return None
+        return cls(entry, until + family.fail_safe)
+
+
+@dataclass
+class _Load:
+    payload: bytes | None  # None: not found
+    snapshot: str
+    began: float
+    whole: bool  # the transaction is still the one of the snapshot
+
+
+@dataclass
+class _Answer:
+    key: str = ""
+    entry: Entry | None = None  # to be returned
+    token: str = ""  # of our lease; without one the load is not to be stored
+    old: _Old | None = None
+
+
+class Cache:
+    """connect gives a connection to the primary, as psycopg.connect(...) or pool.connection() do."""
+
+    def __init__(
+        self,
+        rdb: redis.Redis,
+        connect: Callable[[], AbstractContextManager[psycopg.Connection]],
+        lua: Path,
+        *,
+        prefix: str = "inv:",
+        slot: str = "cdc_invalidator",
+        lease: float = 5,
+    ) -> None:
+        self._rdb, self._connect, self._prefix, self._lease = rdb, connect, prefix, lease
+        self._control = f"{prefix}source:{{{slot}}}"
+        scripts = (rdb.register_script((lua / f"{n}.lua").read_bytes()) for n in ("read", "fill", "release", "register"))
+        self._read, self._fill, self._release, self._register = scripts
+        self._source_clock: tuple[float, float] | None = None  # it said the second a little after the first
+
+    def get(
+        self,
+        family: Family,
+        variables: Mapping[str, Value],
+        load: Loader,
+        *,
+        depends_on: Iterable[tuple[Value, ...]] = (),
+        at_least: str | None = None,
+    ) -> bytes:
+        """The cached value, or a loaded one. NotFound where there is no row."""
+        patience = time.monotonic() + self._lease
+        entities = {_entity(*e) for e in depends_on}
+        for _ in range(3):
+            try:
+                answer = self._ask(family, variables, at_least, patience)
+            except redis.RedisError:
+                answer = _Answer()  # straight to the source
+            if answer.entry is not None:
+                return _found(answer.entry.payload if answer.entry.found else None)
+            try:
+                loaded = self._load_registered(family, answer, load, entities)
+            except BaseException as err:
+                self._give_up(answer)
+                if isinstance(err, psycopg.OperationalError) and answer.old and time.monotonic() < answer.old.until:
+                    return answer.old.entry.payload
+                raise
+            self._store(family, answer, loaded)
+            if time.monotonic() - loaded.began <= family.staleness:
+                return _found(loaded.payload)
+            # Too old to be returned as loaded. If it was stored, the next look shows whether it still holds.
+        raise TooSlow(f"{family.name}: three loads took longer than {family.staleness} s")
+
+    def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, Entry | None]:
+        """Until when (time.monotonic) the class is proved, Redis' clock in ms, the key, and its entry. The control hash
+        comes first: what it proves holds for what is read later, versions included, not for what was read before."""
+        name = render(family.version or family.key, variables)
+        with self._rdb.pipeline(transaction=False) as p:
+            p.hmget(self._control, "state", "fresh_as_of").time().get(name)
+            control, (seconds, micros), raw = p.execute(raise_on_error=False)
+        if family.version:
+            name, raw = self._versioned(family, variables, name, raw)
+        if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
+            raw = None
+        return self._proved_until(family, control), seconds * 1000 + micros // 1000, name, Entry.parse(raw)
+
+    def _versioned(self, family: Family, variables: Mapping[str, Value], name: str, version: object) -> tuple[str, object]:
+        if version is None:
+            # Never a version that was used before: what was stored under it is not revoked.
+            self._rdb.set(name, "0" * 16 + secrets.token_hex(8) + "0" * 8, nx=True)
+            version = self._rdb.get(name)
+        if not isinstance(version, bytes):
+            raise redis.ResponseError(f"no version: {version}")
+        key = render(family.key, {**variables, "version": version})
+        with self._rdb.pipeline(transaction=False) as p:
+            return key, p.get(key).execute(raise_on_error=False)[0]
+
+    def _proved_until(self, family: Family, control: object) -> float:
+        if family.serve_in_doubt:
+            return math.inf
+        if not isinstance(control, list) or control[0] not in (b"ok", b"catching_up") or not control[1]:
+            return -math.inf
+        try:
+            age = self._source_now() - int(control[1], 16) / 1e6
+        except psycopg.Error:
+            return -math.inf  # what cannot be proved is asked of the source, which will say so itself
+        if age < 0:  # its clock was set: what is known of it is wrong
+            self._source_clock = None
+            return -math.inf
+        return time.monotonic() + family.staleness - family.hold - age
+
+    def _ask(self, family: Family, variables: Mapping[str, Value], at_least: str | None, patience: float) -> _Answer:
+        while True:
+            token = secrets.token_hex(8)  # of one call alone: a copy that is late must not bring a revoked lease back
+            until, now, key, entry = self._look(family, variables)  # the version, too: it may move during a wait
+            old = _Old.of(family, entry, at_least, until)
+            if time.monotonic() >= until:
+                return _Answer(old=old)
+            if entry is not None and now < entry.fresh_until and entry.contains(at_least):
+                return _Answer(entry=entry)
+            mode = "read" if at_least is None else "refresh"
+            what, *rest = self._read(keys=[key], args=[token, int(self._lease * 1000), mode])
+            if what == b"lease":
+                return _Answer(key, token=token)
+            entry = Entry.parse(rest[0]) if what != b"wait" else None
+            old = _Old.of(family, entry, at_least, until)
+            if what in (b"value", b"stale"):
+                good = entry is not None and entry.contains(at_least) and time.monotonic() < until
+                return _Answer(entry=entry if good else None)
+            if what in (b"refresh", b"expired"):  # the first could be served while a thread refreshes it
+                return _Answer(key, token=token, old=old)
+            left = patience - time.monotonic()  # wait, held
+            if left <= 0:
+                return _Answer(old=old)
+            time.sleep(min(left, rest[-1] / 1000, random.uniform(0.005, 0.03)))
+
+    def _load_registered(self, family: Family, answer: _Answer, load: Loader, entities: set[str]) -> _Load:
+        """Loads; every entity is registered before the snapshot of the load that is stored."""
+        registered: set[str] = set()
+        life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
+        for _ in range(3):
+            new = entities - registered if answer.token else set()
+            try:
+                for entity in new:
+                    self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
+            except redis.RedisError:
+                answer.token = ""  # what is not registered is not stored
+            registered |= new
+            loaded = self._load(load, entities)
+            if not answer.token or entities <= registered:
+                return loaded
+        loaded.whole = False  # it declares something else each time
+        return loaded
+
+    def _load(self, load: Loader, entities: set[str]) -> _Load:
+        with self._connect() as conn, conn.transaction():
+            conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            began = time.monotonic()
+            snapshot, now = (
+                conn.cursor(row_factory=tuple_row)
+                .execute("SELECT pg_current_snapshot()::text, extract(epoch FROM clock_timestamp())::float8")
+                .fetchone()
+            )
+            self._source_clock = began, now
+            try:
+                payload = load(conn, lambda kind, *values: entities.add(_entity(kind, *values)))
+            except NotFound:
+                payload = None
+            return _Load(payload, snapshot, began, conn.info.transaction_status is TransactionStatus.INTRANS)
+
+    def _store(self, family: Family, answer: _Answer, loaded: _Load) -> None:
+        lives = (family.ttl * random.uniform(0.9, 1), family.stale_for, family.fail_safe)
+        if loaded.payload is None:
+            lives = (family.negative_ttl, 0, 0)
+        if not answer.token or not loaded.whole or lives[0] <= 0:
+            return self._give_up(answer)
+        took = time.monotonic() - loaded.began
+        rest = f" {int(time.time() * 1000):012x} {int(took * 1000)} {'0' * 16} {loaded.snapshot}\n".encode()
+        kind = "N" if loaded.payload is None else "V"
+        try:
+            self._fill(keys=[answer.key], args=[answer.token, kind, *(int(s * 1000) for s in lives), rest + (loaded.payload or b"")])
+        except redis.RedisError:
+            pass  # what was loaded is as good as before
+
+    def _give_up(self, answer: _Answer) -> None:
+        if answer.token:
+            try:
+                self._release(keys=[answer.key], args=[answer.token])
+            except redis.RedisError:
+                pass  # it expires
+
+    def _source_now(self) -> float:
+        """The source's clock, never behind it."""
+        if self._source_clock is None:
+            self._load(lambda *_: b"", set())
+        began, said = self._source_clock
+        return said + (time.monotonic() - began) * 1.001
+
+
+def _entity(kind: str, *values: Value) -> str:
+    return ":".join([kind, *map(encode, values)])
+
+
+def _found(payload: bytes | None) -> bytes:
+    if payload is None:
+        raise NotFound
+    return payload

@@ -289,6 +289,7 @@ func TestKilledWhileDraining(t *testing.T) {
 					t.Fatal("it ended by itself")
 				}
 				next := w.start()
+				w.eventually("it follows the source", func() bool { return next.logged("msg=streaming") > 0 })
 				w.drained(next)
 				w.wantGone(from, from+window-10)
 				w.wantKept(from+window-10, from+window)

@@ -90,6 +90,27 @@ func TestPostgresWantsThePasswordOnTCP(t *testing.T) {
 	}
 }
 
+func TestStandbyFollowsAndRefusesWrites(t *testing.T) {
+	p := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
+	s := servertest.Standby(t, p, localserver.PostgresOptions{})
+	execSQL(t, p.URL(), "CREATE TABLE t AS SELECT 7 AS n")
+	conn := servertest.Connect(t, s.URL())
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		var n int
+		err := conn.QueryRow(t.Context(), "SELECT n FROM t").Scan(&n)
+		if err == nil && n == 7 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the standby does not follow: %d, %v", n, err)
+		}
+	}
+	if _, err := conn.Exec(t.Context(), "INSERT INTO t VALUES (1)"); err == nil {
+		t.Error("the standby takes writes")
+	}
+}
+
 func TestRedisStopsAndStartsOnTheSamePort(t *testing.T) {
 	r := servertest.PrivateRedis(t, localserver.RedisOptions{Password: "secret", Args: []string{"--appendonly", "yes", "--appendfsync", "always"}})
 	c := servertest.RedisClient(t, r.URL())

@@ -125,7 +125,14 @@ func (p *Postgres) initdb(o PostgresOptions) error {
 			return err
 		}
 	}
-	settings := baseSettings(o)
+	return p.appendSettings(baseSettings(o))
+}
+
+// appendSettings to postgresql.conf, with those that say where the server listens. Later
+// lines win over earlier ones.
+func (p *Postgres) appendSettings(given map[string]string) error {
+	settings := map[string]string{}
+	maps.Copy(settings, given)
 	settings["listen_addresses"] = "127.0.0.1"
 	settings["port"] = strconv.Itoa(p.port.number)
 	settings["unix_socket_directories"] = p.path

@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisPauses stop a client's commands before they are sent.
+// redisPauses stop a client's commands: before they are sent, or after they were answered.
 type redisPauses struct {
 	mu    sync.Mutex
 	armed []*commandPause
@@ -20,30 +20,27 @@ type redisPauses struct {
 type commandPause struct {
 	pause
 	command, key string
+	after        bool
 }
 
-// redisPauses of a client. They are asked for once a client.
-func (s *stage) redisPauses(l *library) *redisPauses {
-	if l.pauses == nil {
-		l.pauses = &redisPauses{}
-		l.rdb.AddHook(l.pauses)
-	}
-	return l.pauses
-}
+// next stops the next such command on a key before it is sent.
+func (p *redisPauses) next(command, key string) *pause { return p.arm(command, key, false) }
 
-// next stops the next such command on a key.
-func (p *redisPauses) next(command, key string) *pause {
+// answered stops the client when it has the answer, and does not know it yet.
+func (p *redisPauses) answered(command, key string) *pause { return p.arm(command, key, true) }
+
+func (p *redisPauses) arm(command, key string, after bool) *pause {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	x := &commandPause{pause: pause{reached: make(chan struct{}), resume: make(chan struct{})}, command: command, key: key}
+	x := &commandPause{pause: pause{reached: make(chan struct{}), resume: make(chan struct{})}, command: command, key: key, after: after}
 	p.armed = append(p.armed, x)
 	return &x.pause
 }
 
-func (p *redisPauses) pass(ctx context.Context, cmd redis.Cmder) {
+func (p *redisPauses) pass(ctx context.Context, cmd redis.Cmder, after bool) {
 	p.mu.Lock()
 	i := slices.IndexFunc(p.armed, func(x *commandPause) bool {
-		return strings.EqualFold(cmd.Name(), x.command) && slices.ContainsFunc(cmd.Args(), func(a any) bool { return fmt.Sprint(a) == x.key })
+		return x.after == after && strings.EqualFold(cmd.Name(), x.command) && slices.ContainsFunc(cmd.Args(), func(a any) bool { return fmt.Sprint(a) == x.key })
 	})
 	var x *commandPause
 	if i >= 0 {
@@ -69,8 +66,10 @@ func (p *redisPauses) DialHook(next redis.DialHook) redis.DialHook {
 // ProcessHook implements redis.Hook.
 func (p *redisPauses) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		p.pass(ctx, cmd)
-		return next(ctx, cmd)
+		p.pass(ctx, cmd, false)
+		err := next(ctx, cmd)
+		p.pass(ctx, cmd, true)
+		return err
 	}
 }
 
@@ -78,8 +77,12 @@ func (p *redisPauses) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func (p *redisPauses) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		for _, cmd := range cmds {
-			p.pass(ctx, cmd)
+			p.pass(ctx, cmd, false)
 		}
-		return next(ctx, cmds)
+		err := next(ctx, cmds)
+		for _, cmd := range cmds {
+			p.pass(ctx, cmd, true)
+		}
+		return err
 	}
 }

@@ -3,6 +3,7 @@ package consistency
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,13 +16,13 @@ import (
 // library is one process's client of package cache, as an application has it: connections
 // and memory of its own.
 type library struct {
-	s     *stage
-	c     *cache.Client
-	pool  *pgxpool.Pool
-	rdb   *redis.Client
-	views map[string]*cache.View[[]int64]
-
-	pauses *redisPauses // nil while no scenario has asked for them
+	s         *stage
+	c         *cache.Client
+	pool      *pgxpool.Pool
+	rdb       *redis.Client
+	views     map[string]*cache.View[[]int64]
+	pauses    *redisPauses
+	onStandby atomic.Int64 // loads that ran there
 }
 
 // newLibrary opens a client.
@@ -33,8 +34,9 @@ func (s *stage) newLibrary(opts ...cache.Option) *library {
 	}
 	// What docs/ tells applications: a Redis that hangs is found out soon.
 	o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout = true, 500*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond
-	rdb := redis.NewClient(o)
-	l := &library{s: s, pool: s.newPool(), rdb: rdb, views: map[string]*cache.View[[]int64]{}}
+	rdb, hook := redis.NewClient(o), &redisPauses{}
+	rdb.AddHook(hook)
+	l := &library{s: s, pauses: hook, pool: s.newPool(), rdb: rdb, views: map[string]*cache.View[[]int64]{}}
 	l.c, err = cache.Open(context.Background(), rdb, l.pool, append([]cache.Option{cache.WithMappings(s.config)}, opts...)...)
 	if err != nil {
 		s.t.Fatal(err)
@@ -78,6 +80,13 @@ func (l *library) readAt(ctx context.Context, c cell, opts ...cache.GetOption) (
 // it has seen that.
 func (l *library) loader(c cell) func(context.Context, pgx.Tx) ([]int64, error) {
 	return func(ctx context.Context, tx pgx.Tx) ([]int64, error) {
+		var standby bool
+		if err := tx.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&standby); err != nil {
+			return nil, err
+		}
+		if standby {
+			l.onStandby.Add(1)
+		}
 		shown, err := l.s.load(ctx, c, tx)
 		if err != nil {
 			return nil, err

@@ -42,7 +42,12 @@ func (s *stage) newNaive() *naive {
 
 func (s *stage) newPool() *pgxpool.Pool {
 	s.t.Helper()
-	pool, err := pgxpool.New(context.Background(), s.url)
+	return s.poolOf(s.url)
+}
+
+func (s *stage) poolOf(url string) *pgxpool.Pool {
+	s.t.Helper()
+	pool, err := pgxpool.New(context.Background(), url)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ func libraryScenarios() []scenario {
 		{name: "library/soft: refresh asleep across a second change", run: softRefreshAsleep},
 		{name: "library/soft: nobody can refresh", long: true, run: softNobodyRefreshes},
 		{name: "library/dependents: load asleep", run: dependentsAsleep},
+		{name: "library/dependents: readers at its heels", run: dependentsAtItsHeels},
 		{name: "library/version keys evicted", run: versionKeysEvicted},
 		{name: "library/lease runs out during a load", run: leaseRunsOut},
 		{name: "library/hold: daemon stops before it has applied", long: true, options: longHold, run: daemonStopsHolding},
@@ -36,8 +37,13 @@ func libraryScenarios() []scenario {
 		{name: "library/Redis restarted with old data", long: true, options: ownRedis, run: redisRestartedOld},
 		{name: "library/Redis hangs", long: true, options: ownRedis, run: redisHangs},
 		{name: "library/source restarted", long: true, options: ownSource, run: sourceRestarted},
+		{name: "library/standby reader", options: ownSource, run: standbyStands},
+		{name: "library/L1: traffic", run: l1Traffic},
+		{name: "library/L1: stored late", run: l1StoreLate},
+		{name: "library/L1: stream cut", run: l1StreamCut},
 		{name: "library/sessions with tokens", run: sessions},
 		{name: "library/sessions with tokens, daemon stopped", run: sessionsDaemonStopped},
+		{name: "library/token: applied between read and check", run: tokenAppliedMeanwhile},
 		{name: "library/stampede", run: stampede},
 		{name: "library/loader slower than the others wait", run: stampedeWaitBound},
 	}
@@ -100,7 +106,7 @@ func leaseTakenLate(s *stage) {
 	a := s.newLibrary()
 	for row := range int64(4) {
 		c := cell{view: viewsOf(item)[0], row: 4 * row}
-		held := s.redisPauses(a).next("evalsha", naiveKey(c.row))
+		held := a.pauses.next("evalsha", naiveKey(c.row))
 		slow := s.start(a, c)
 		held.await(s)
 		s.change(c.row)
@@ -226,6 +232,21 @@ func dependentsAsleep(s *stage) {
 		s.compareCached()
 		s.wantNow(b, c)
 		s.wantNow(a, c)
+	}
+}
+
+// Readers load a page again as soon as it is removed, and so register for it again while
+// the daemon is still dealing with the last change. The next change must find that.
+func dependentsAtItsHeels(s *stage) {
+	d := s.world.start()
+	a, b := s.newLibrary(), s.newLibrary()
+	c := cell{view: viewsOf(page)[0], row: 4}
+	for range 20 {
+		s.wantNow(a, c)
+		s.change(c.row + 1)
+		s.eventually("the change is applied", func() bool { s.see(a, c); s.see(b, c); return s.appliedAll() })
+		s.settle(d)
+		s.compareCached()
 	}
 }
 

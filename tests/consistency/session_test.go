@@ -116,6 +116,46 @@ func sessionsDaemonStopped(s *stage) {
 	s.compareCached()
 }
 
+// A reader with a token has got the old value, and before it decides, the daemon has
+// applied the change and the reader's process has learned that. What was learned then proves
+// nothing about what was got before.
+func tokenAppliedMeanwhile(s *stage) {
+	d := s.world.start()
+	a := s.newLibrary()
+	for i, v := range viewsOf(item, soft) {
+		c := cell{view: v, row: int64(4*i + 4)}
+		s.see(a, c)
+		s.signal(d, syscall.SIGSTOP) // for a moment, so that the old value is there still
+		s.change(c.row)
+		token, err := cache.TokenAfterCommit(context.Background(), s.conn)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		got := a.pauses.answered("get", plainKey(c))
+		out := make(chan outcome, 1)
+		go func() {
+			shown, err := a.readAt(context.Background(), c, cache.AtLeast(token))
+			out <- outcome{shown, err}
+		}()
+		got.await(s)
+		s.signal(d, syscall.SIGCONT)
+		s.settle(d)
+		// Its process looks at the control hash ten times within the strictest budget.
+		looks := a.pauses
+		for range 2 {
+			look := looks.answered("hmget", "inv:source:{"+s.slot+"}")
+			look.await(s)
+			close(look.resume)
+		}
+		close(got.resume)
+		if shown := s.finish(out); shown[0] != s.history.latest(c.row) {
+			s.t.Errorf("a read of %s with the token of state %d returned %d", c, s.history.latest(c.row), shown[0])
+		}
+	}
+	s.settle(d)
+	s.compareCached()
+}
+
 func (s *stage) libraries(n int, opts ...cache.Option) []*library {
 	s.t.Helper()
 	var out []*library

@@ -160,6 +160,17 @@ func PrivatePostgres(t testing.TB, o localserver.PostgresOptions) *localserver.P
 	return p
 }
 
+// Standby starts a hot standby of a server, closed at the end of the test.
+func Standby(t testing.TB, primary *localserver.Postgres, o localserver.PostgresOptions) *localserver.Postgres {
+	t.Helper()
+	p, err := primary.StartStandby(t.Context(), o)
+	if err != nil {
+		t.Fatalf("servertest: %v", err)
+	}
+	t.Cleanup(func() { closeServer(t, p.LogPath(), p.Close) })
+	return p
+}
+
 // closeServer shows the server's log when its test failed: the cause is often there.
 func closeServer(t testing.TB, logPath string, closer func() error) {
 	if t.Failed() {

@@ -84,24 +84,27 @@ func (m *many[T]) cached(ctx context.Context) error {
 		return errNested
 	}
 	v.c.control.use(ctx)
-	known := v.c.control.look() // before anything is read
+	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
 	trusted, _ := v.c.holds(v.f, known, now)
 	trusted = trusted && v.c.redisUp(now)
 	pipe := v.c.rdb.Pipeline()
 	var asked []missingItem
 	var gets []*redis.StringCmd
 	for i, vars := range m.vars {
-		key, cached, err := v.key(ctx, vars, m.token)
+		key, version, err := v.key(ctx, vars, m.token, told)
 		if err != nil {
 			return err
 		}
-		if cached {
-			if out, ok := v.fromL1(key, m.token, now); ok {
+		if version != versionNone && trusted {
+			if out, ok := v.fromL1(key, m.token, told, time.Now()); ok {
 				m.take(i, &out)
 				continue
 			}
 		}
-		if !cached || !trusted {
+		if version == versionL1 {
+			known = known.atMost(told) // of all of them: they are asked for together
+		}
+		if version == versionNone || !trusted {
 			m.rest = append(m.rest, i) // Get knows what to do
 			continue
 		}

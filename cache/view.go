@@ -110,18 +110,22 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 		return outcome[T]{}, errNested
 	}
 	v.c.control.use(ctx)
-	known := v.c.control.look() // before anything is read
-	key, cached, err := v.key(ctx, vars, token)
+	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
+	key, version, err := v.key(ctx, vars, token, told)
 	if err != nil {
 		return outcome[T]{}, err
 	}
-	now := time.Now()
-	if cached {
-		if out, ok := v.fromL1(key, token, now); ok {
+	now, cached := time.Now(), version != versionNone
+	trusted, why := v.c.holds(v.f, known, now)
+	if cached && trusted {
+		if out, ok := v.fromL1(key, token, told, now); ok {
 			return out, nil
 		}
 	}
-	trusted, why := v.c.holds(v.f, known, now)
+	if version == versionL1 {
+		known = known.atMost(told)
+		trusted, why = v.c.holds(v.f, known, now)
+	}
 	switch {
 	case !trusted:
 		return v.bypass(ctx, key, load, token, why, known)
@@ -216,26 +220,38 @@ func early(e *entry, ms int64) bool {
 	return float64(cost)*-math.Log(1-rand.Float64()) >= float64(left)
 }
 
-// key renders the data key. cached is false when its version could not be read: then the
-// key stands for nothing in Redis. For a token the version is read from Redis: memory may be
-// behind what the control hash says.
-func (v *View[T]) key(ctx context.Context, vars Vars, token *Token) (key string, cached bool, err error) {
+// Where a data key's version comes from.
+const (
+	versionRead = iota // from Redis just now, or there is none in the key
+	versionL1          // from memory, proved as of what was told
+	versionNone        // it could not be read: the key stands for nothing in Redis
+)
+
+// key renders the data key. told is how fresh memory was before. For a token the version is
+// read from Redis: memory may be behind what the control hash says.
+func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64) (key string, from int, err error) {
 	if !v.f.Versioned {
 		key, err = v.f.dataKey(vars, "")
-		return key, true, err
+		return key, versionRead, err
 	}
 	name, err := v.f.versionKey(vars)
 	if err != nil {
-		return "", false, err
+		return "", versionNone, err
 	}
-	version, err := v.version(ctx, name, token)
+	if token == nil {
+		if version, ok := v.versionFromL1(name, told); ok {
+			key, err = v.f.dataKey(vars, version)
+			return key, versionL1, err
+		}
+	}
+	version, err := v.version(ctx, name)
 	if err != nil {
 		if ctx.Err() != nil {
-			return "", false, ctx.Err()
+			return "", versionNone, ctx.Err()
 		}
-		key, err := v.f.dataKey(vars, noVersion)
-		return key, false, err
+		key, err = v.f.dataKey(vars, noVersion)
+		return key, versionNone, err
 	}
 	key, err = v.f.dataKey(vars, version)
-	return key, true, err
+	return key, versionRead, err
 }

@@ -84,7 +84,7 @@ type Redis struct {
 
 	shadowMu sync.Mutex
 	shadow   Control // the control hash as this process last knew it
-	nodes    string  // cluster: fingerprint of the primaries attached to
+	nodes    string  // fingerprint of the primaries attached to
 	highest  uint32  // highest generation ever seen
 }
 

@@ -269,6 +269,9 @@ func (r *Redis) Proved(fresh time.Time) time.Time {
 }
 
 func (r *Redis) proved(fresh time.Time) time.Time {
+	if r.unfollowed != nil && r.unfollowed() {
+		return time.Time{}
+	}
 	if len(r.sets) > 0 && fresh.After(r.passed) {
 		return r.passed
 	}

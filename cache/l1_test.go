@@ -45,7 +45,7 @@ func l1Bench(t *testing.T) (*bench, *View[string]) {
 // fromMemory has the value in memory and sees it served from there.
 func (b *bench) fromMemory(v *View[string], id int, want string) {
 	b.Helper()
-	eventually(b.T, "a hit in memory", func() bool {
+	eventually(b.TB, "a hit in memory", func() bool {
 		before := counted(b, b.registry, "cache_reads_total", "l1")
 		b.get(v, id, want)
 		return counted(b, b.registry, "cache_reads_total", "l1") > before

@@ -28,11 +28,7 @@ const othersAtOnce = 16
 // returns an item for each of them, in their order. It may be called more than once, with
 // some of them each time. What it declares with DependsOn holds for all that it is given.
 func (v *View[T]) GetMany(ctx context.Context, keys []Vars, load func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error), opts ...GetOption) ([]Item[T], error) {
-	var o getOptions
-	for _, option := range opts {
-		option(&o)
-	}
-	m := &many[T]{v: v, vars: keys, token: o.token, items: make([]Item[T], len(keys)), load: func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error) {
+	m := &many[T]{v: v, vars: keys, token: tokenOf(opts), items: make([]Item[T], len(keys)), load: func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error) {
 		items, err := load(ctx, tx, missing)
 		if err == nil && len(items) != len(missing) {
 			err = fmt.Errorf("cache: family %s: the loader of GetMany returned %d items for %d keys", v.f.Name, len(items), len(missing))

@@ -59,11 +59,7 @@ func Family[T any](c *Client, name string) (*View[T], error) {
 // is not cancelled with ctx, for others may wait for it. It must depend on nothing but
 // the variables, what it reads in tx, and what the mappings or DependsOn tell of.
 func (v *View[T]) Get(ctx context.Context, vars Vars, load func(ctx context.Context, tx pgx.Tx) (T, error), opts ...GetOption) (T, error) {
-	var o getOptions
-	for _, option := range opts {
-		option(&o)
-	}
-	out, err := v.get(ctx, vars, load, o.token)
+	out, err := v.get(ctx, vars, load, tokenOf(opts))
 	v.count(&out, err)
 	if err == nil && out.meta.negative {
 		err = ErrNotFound

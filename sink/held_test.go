@@ -667,3 +667,23 @@ func TestHeldAndDedicatedPurge(t *testing.T) {
 	}
 	h.want(true, "t:1:user:2")
 }
+
+// A node whose history changed under a connection that stayed up, so that it may have lost
+// what was just applied, keeps what is to be applied again.
+func TestHeldAndAnotherHistory(t *testing.T) {
+	s, c := server(t)
+	h := newHeld(t, s.URL(), c)
+	h.put(h.invs("t:1:user:1")...)
+	h.clock = h.clock.Add(testHold)
+	got := h.takenBy(h.Redis)
+	if err := c.Do(t.Context(), "debug", "change-repl-id").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.done(t.Context(), h.backend.Load(), h.sets["critical"], got.members); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("removed from another history: %v", err)
+	}
+	fill(t, c, "t:1:user:1")
+	mustAttach(t, h.Redis)
+	h.drain()
+	h.want(true, "t:1:user:1")
+}

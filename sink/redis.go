@@ -204,6 +204,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	if err := r.adoptHeld(c.held); err != nil {
 		return Control{}, r.fail("attach", "", err)
 	}
+	clear(r.replayHeld)
 	be.guard.seal(ids)
 	r.shadowMu.Lock()
 	r.shadow = c

@@ -26,6 +26,7 @@ const grantsSchema = `
 const grantsMappings = `
 classes:
   critical: {staleness: 30s}
+  slow: {staleness: 30s, linger: 100ms}
 keys:
   user:    {key: "t:{tenant}:user:{id}", tenant: tenant, class: critical, ttl: 10m}
   product: {key: "product:{id}", class: critical, ttl: 10m}
@@ -33,6 +34,7 @@ keys:
   search:  {key: "t:{tenant}:search:{version}:{q}", version: "t:{tenant}:search", tenant: tenant, class: critical, ttl: 10m}
   cart:    {key: "cart:{id}", class: critical, ttl: 10m}
   card:    {key: "card:{id}", class: critical, ttl: 10m, on_invalidate: soft, stale_for: 20s}
+  late:    {key: "late:{id}", class: slow, ttl: 10m}
 mappings:
   - table: public.users
     keys: [user]
@@ -46,6 +48,8 @@ mappings:
       - {product: {id: id}, for_each: "SELECT p.id FROM products p JOIN side.stock s ON s.product_id = p.id WHERE s.seller_id = {id}"}
   - message: cart.changed
     keys: [cart, card]
+  - message: late.changed
+    keys: [late]
 `
 
 // granted is a world in which the daemon has accounts of its own, with what
@@ -173,6 +177,10 @@ func TestTheDaemonRunsWithWhatIsGranted(t *testing.T) {
 	g.exec(`SELECT pg_logical_emit_message(true, 'cart.changed', '{"id": 5}')`, `UPDATE sellers SET name = 'e'`)
 	g.settle(p)
 	g.wantMarked(20*time.Second, "card:5", "card:7")
+	g.put("late:5")
+	g.eventually("the class is held back", func() bool { return g.control()["held:slow"] != "" })
+	g.exec(`SELECT pg_logical_emit_message(true, 'late.changed', '{"id": 5}')`)
+	g.eventually("what was held back is applied", func() bool { return g.rdb.Exists(t.Context(), "late:5").Val() == 0 })
 	step("a purge", keys("product:10", "product:12", "odd[*]:7:x"), keys("oddx:7:x", "unmapped"), `TRUNCATE products`)
 	g.exec(`INSERT INTO notes VALUES (1, 8)`)
 	g.settle(p)
@@ -257,7 +265,7 @@ func TestDoctorNamesTheMissingRight(t *testing.T) {
 		g.acl("ACL SETUSER " + g.user + " -" + c)
 		expect("+"+c, "redis_acl", "+"+c, "ACL SETUSER "+g.user+" +"+c)
 	}
-	patterns := []string{"inv:*", "t:*:user:*", "product:*", `odd\[\*\]:*:x`, "t:*:search", "t:*:search:*:*", "cart:*", "card:*"}
+	patterns := []string{"inv:*", "t:*:user:*", "product:*", `odd\[\*\]:*:x`, "t:*:search", "t:*:search:*:*", "cart:*", "card:*", "late:*"}
 	for _, missing := range patterns {
 		args := []any{"acl", "setuser", g.user, "resetkeys"}
 		for _, p := range patterns {

@@ -53,6 +53,14 @@ test-containers: ## run the tests that need servers on containers (CDC_POSTGRES=
 test-matrix: ## the same on each supported pair of versions, for a nightly run (takes an hour)
 	@RUN='$(RUN)' PARALLEL=$(PARALLEL) scripts/test-containers.sh --matrix $(if $(filter command,$(firstword $(origin PKG))),$(PKG))
 
+consistency: ## readers, writers and failures against the promise, in long form, with a table of stale reads (RUN=scenario)
+	@scripts/setup-servers.sh
+	CDC_CONSISTENCY=long go test -count 1 -v -timeout 30m -run 'TestConsistency$(if $(filter command,$(firstword $(origin RUN))),/library/$(RUN))' ./tests/consistency
+
+planted: ## plant known bugs one after the other, and see each caught (takes about ten minutes)
+	@scripts/setup-servers.sh
+	CDC_CONSISTENCY=planted go test -count 1 -v -timeout 90m -run '^TestPlanted$$' ./tests/consistency
+
 images: ## build the local container images from Debian's packages, for where no registry answers
 	@docker/images.sh build
 

@@ -34,14 +34,16 @@ func (s *stage) newLibrary(opts ...cache.Option) *library {
 	}
 	// What docs/ tells applications: a Redis that hangs is found out soon.
 	o.ContextTimeoutEnabled, o.DialTimeout, o.ReadTimeout, o.WriteTimeout = true, 500*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond
-	rdb, hook := redis.NewClient(o), &redisPauses{}
-	rdb.AddHook(hook)
+	hook := newRedisPauses()
+	o.Dialer = hook.dial(o)
+	rdb := redis.NewClient(o)
 	l := &library{s: s, pauses: hook, pool: s.newPool(), rdb: rdb, views: map[string]*cache.View[[]int64]{}}
 	l.c, err = cache.Open(context.Background(), rdb, l.pool, append([]cache.Option{cache.WithMappings(s.config)}, opts...)...)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
+		close(hook.over)
 		if err := l.c.Close(); err != nil {
 			s.t.Error(err)
 		}

@@ -61,7 +61,7 @@ func plantedBugs() []planted {
 		{"the checkpoint is stored before the batch is applied", "daemon killed at every point",
 			one("internal/daemon/applier.go", "		failpoint.Hit(failpoint.Gated)\n", "		if p, ok := b.Position(); ok {\n			a.pending, a.unsaved = p, true\n			if err := a.save(ctx); err != nil {\n				return err\n			}\n		}\n		failpoint.Hit(failpoint.Gated)\n")},
 		{"the daemon's silence is taken for health", "hold: daemon stops before it has applied",
-			one("cache/control.go", "if age > class.Staleness {", "if false {")},
+			one("cache/control.go", "if age > class.Staleness+spare {", "if false {")},
 		{"the proof leaves out what a class holds back", "hold: daemon stops before it has applied",
 			one("cache/control.go", " + class.Hold()\n", "\n")},
 		{"tokens are ignored", "sessions with tokens, daemon stopped",

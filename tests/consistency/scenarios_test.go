@@ -306,7 +306,7 @@ func daemonStopsHolding(s *stage) {
 	s.settleAll(d)
 	s.see(a, c)
 	s.change(c.row)
-	changed := query[int64](s.world, "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")
+	changed := s.sourceNow()
 	s.eventually("the daemon is fresh as of shortly before it would apply it", func() bool { return s.freshAsOf() > changed+1_000_000 })
 	s.signal(d, syscall.SIGSTOP)
 	over := elapsed(4500 * time.Millisecond)

@@ -22,10 +22,16 @@ const holdMax = 1500 * time.Millisecond
 func (w *world) settleAll(p *process) {
 	w.t.Helper()
 	w.settle(p)
-	want := holdMax.Microseconds() + query[int64](w, "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")
+	want := holdMax.Microseconds() + w.sourceNow()
 	w.eventually("the cache is fresh as of now", func() bool {
 		return w.freshAsOf() > want
 	})
+}
+
+// sourceNow is the source's clock, us since 1970.
+func (w *world) sourceNow() int64 {
+	w.t.Helper()
+	return query[int64](w, "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint")
 }
 
 // freshAsOf as the daemon says it, us since 1970 by the source's clock; 0 when it does not.

@@ -257,11 +257,14 @@ func (w *world) launch(env ...string) *process {
 	return p
 }
 
-// start launches the daemon and waits until it has applied everything.
+// start launches the daemon and waits until it has applied everything, and says so:
+// until then readers do not trust the cache, and nothing can go wrong there.
 func (w *world) start(env ...string) *process {
 	w.t.Helper()
 	p := w.launch(env...)
+	now := w.sourceNow()
 	w.settle(p)
+	w.eventually("the cache is fresh as of the daemon's start", func() bool { return w.freshAsOf() > now })
 	return p
 }
 

@@ -89,7 +89,7 @@ func TestL1FollowsTheStream(t *testing.T) {
 
 	b.write(1, "five")
 	b.invalidate("item:1")
-	b.tell(tell{session: "bb", n: 1, fresh: fresh})
+	b.tell(tell{session: "bb", n: 6, fresh: fresh}) // another session, although the number goes on
 	now("five")
 	b.count("cache_l1_flushes_total", 2, flushGap)
 	b.fromMemory(v, 1, "five")
@@ -100,7 +100,7 @@ func TestL1FollowsTheStream(t *testing.T) {
 	if err := b.rdb.Del(t.Context(), testStreamKey).Err(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: testStreamKey, ID: "1-1", Values: []any{"s", "bb", "n", "0000000000000002", "f", fmt.Sprintf("%016x", fresh.UnixMicro())}}).Err(); err != nil {
+	if err := b.rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: testStreamKey, ID: "1-1", Values: []any{"s", "bb", "n", "0000000000000007", "f", fmt.Sprintf("%016x", fresh.UnixMicro())}}).Err(); err != nil {
 		t.Fatal(err)
 	}
 	now("six")
@@ -109,9 +109,9 @@ func TestL1FollowsTheStream(t *testing.T) {
 	// Memory that is not proved is not served.
 	b.write(1, "seven")
 	b.invalidate("item:1")
-	b.tell(tell{session: "bb", n: 3, fresh: time.Now().Add(-2 * time.Minute)})
+	b.tell(tell{session: "bb", n: 8, fresh: time.Now().Add(-2 * time.Minute)})
 	now("seven")
-	b.tell(tell{session: "bb", n: 4})
+	b.tell(tell{session: "bb", n: 9})
 	eventually(t, "nothing is known", func() bool { return b.c.l1.fresh.Load() <= 0 })
 	before := counted(t, b.registry, "cache_reads_total", "l1")
 	b.get(v, 1, "seven")
@@ -235,7 +235,7 @@ type hole struct {
 	running sync.WaitGroup
 }
 
-func newHole(t *testing.T, target string) *hole {
+func newHole(t testing.TB, target string) *hole {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -317,7 +317,7 @@ func (h *hole) cut() {
 func (b *bench) holed(family string) (*hole, *View[string]) {
 	b.Helper()
 	o := *b.rdb.Options()
-	h := newHole(b.T, o.Addr)
+	h := newHole(b, o.Addr)
 	o.Addr = h.listener.Addr().String()
 	direct := b.rdb
 	b.rdb = redis.NewClient(&o)
@@ -440,22 +440,68 @@ func TestL1VersionUnderARead(t *testing.T) {
 	})
 	version := b.rdb.Get(t.Context(), "fast:1").Val()
 	key := "fast:1:" + version + ":x"
-	c.l1.drop(key) // the value, not the version
-	// No message comes any more, while the value is on its way for longer than the budget.
-	var replaced time.Time
-	h.once("get", key, func() {
-		stop()
-		b.write(1, "two")
-		replaced = time.Now()
-		if err := b.rdb.Set(t.Context(), "fast:1", "1111111111111111111111111111111111111111", 0).Err(); err != nil {
-			t.Error(err)
-		}
-		eventually(t, "the budget is used up", func() bool { return time.Since(replaced) > 500*time.Millisecond })
-	})
-	if got := get(); !replaced.IsZero() && got != "two" {
-		t.Errorf("%q, which was replaced %v ago", got, time.Since(replaced))
+	// The last message says how fresh all is; right after it the row changes, and of that no
+	// message comes.
+	n := stop()
+	fresh := time.Now()
+	b.tell(tell{session: "aa", n: n + 1, fresh: fresh})
+	b.write(1, "two")
+	if err := b.rdb.Set(t.Context(), "fast:1", "1111111111111111111111111111111111111111", 0).Err(); err != nil {
+		t.Fatal(err)
 	}
-	if replaced.IsZero() {
-		t.Error("the value was not read from Redis")
+	eventually(t, "the message is handled", func() bool { return c.l1.look() == fresh.UnixMicro() })
+	c.l1.drop(key) // the value, not the version
+	// The version is within the budget when it is looked up, and is not any more once the
+	// value has come. The control hash is within it all the time.
+	eventually(t, "half of the budget is used up", func() bool { return time.Since(fresh) > 250*time.Millisecond })
+	asked := false
+	h.once("get", key, func() {
+		asked = true
+		eventually(t, "the budget is used up", func() bool { return time.Since(fresh) > 450*time.Millisecond })
+	})
+	if got := get(); got != "two" {
+		t.Errorf("%q, which was replaced %v ago", got, time.Since(fresh))
+	}
+	if !asked {
+		t.Error("the value was not read from Redis under the version from memory")
+	}
+}
+
+// A connection that breaks is noticed at once: the next one may lead to another Redis.
+func TestL1NoticesABrokenConnection(t *testing.T) {
+	b := newBench(t)
+	h, v := b.holed("item")
+	b.tell(tell{session: "aa", n: 1, fresh: time.Now()})
+	b.fromMemory(v, 1, "one")
+	h.cut()
+	eventually(t, "nothing is proved", func() bool { return b.c.l1.look() == 0 })
+	b.tell(tell{session: "aa", n: 2, fresh: time.Now()})
+	eventually(t, "memory is proved again", func() bool { return b.c.l1.look() != 0 })
+}
+
+// A place that is behind the newest message is no lost one.
+func TestL1KeepsItsPlace(t *testing.T) {
+	b := newBench(t)
+	b.tell(tell{session: "aa", n: 1, fresh: time.Now()})
+	l, s := bareL1(t, 4, time.Now())
+	s.rdb, s.key = b.rdb, testStreamKey
+	if moved, err := s.place(t.Context(), true); err != nil || !moved || l.look() == 0 {
+		t.Fatalf("moved %v, %v, fresh %d", moved, err, l.look())
+	}
+	l.store(l.mark("a"), "a", entryMeta{}, time.Hour)
+	b.tell(tell{session: "aa", n: 2, fresh: time.Now()})
+	if moved, err := s.place(t.Context(), false); err != nil || moved || l.entries.Len() != 1 {
+		t.Errorf("moved %v, %v, %d entries", moved, err, l.entries.Len())
+	}
+	if err := b.rdb.Del(t.Context(), testStreamKey).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if moved, err := s.place(t.Context(), false); err != nil || !moved || l.entries.Len() != 0 || l.look() != 0 {
+		t.Errorf("a stream that is gone: moved %v, %v, %d entries", moved, err, l.entries.Len())
+	}
+	// What was told and lost before the first message that is seen is not known.
+	l.store(l.mark("a"), "a", entryMeta{}, time.Hour)
+	if err := s.handle(redis.XMessage{ID: "9-9", Values: map[string]any{"s": "aa", "n": "4", "f": "1"}}); err != nil || l.entries.Len() != 0 {
+		t.Errorf("%v, %d entries", err, l.entries.Len())
 	}
 }

@@ -90,7 +90,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	c.source = newGate(o.concurrency, c.breakerChanged("the source"))
 	c.redis = breaker{pause: redisPause, onChange: c.breakerChanged("redis")}
 	c.standby = breaker{pause: sourcePause, onChange: c.breakerChanged("the standby")}
-	if c.metrics, err = newMetrics(o.registerer); err != nil {
+	if c.metrics, err = newMetrics(o.registerer, o.l1 > 0); err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
 	key := c.prefix + "source:{" + o.file.Source.Slot.Name + "}"
@@ -98,6 +98,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := c.openL1(); err != nil {
 		c.cancel()
+		c.metrics.unregister()
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
 	c.firstLook(ctx)

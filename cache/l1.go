@@ -151,7 +151,7 @@ type l1Metrics struct {
 	late     prometheus.Counter
 }
 
-func newL1Metrics(reg prometheus.Registerer) (*l1Metrics, error) {
+func newL1Metrics() *l1Metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "cache", Subsystem: "l1", Name: name, Help: help})
 	}
@@ -164,10 +164,11 @@ func newL1Metrics(reg prometheus.Registerer) (*l1Metrics, error) {
 	for _, why := range []string{flushStart, flushGap, flushPurge} {
 		m.flushes.WithLabelValues(why)
 	}
-	if reg == nil {
-		return m, nil
-	}
-	return m, errors.Join(reg.Register(m.flushes), reg.Register(m.messages), reg.Register(m.late))
+	return m
+}
+
+func (m *l1Metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.flushes, m.messages, m.late}
 }
 
 // openL1 begins to follow the stream, if there is to be an L1.
@@ -179,11 +180,8 @@ func (c *Client) openL1() error {
 	if redisConfig.StreamMaxLength == 0 {
 		return errors.New("WithL1 needs the daemon's invalidation stream: set redis.stream_max_length in the mappings, for example to 4096, and restart the daemon")
 	}
-	m, err := newL1Metrics(c.o.registerer)
-	if err != nil {
-		return err
-	}
-	if c.l1, err = newL1(c.o.l1, c.clock, m); err != nil {
+	var err error
+	if c.l1, err = newL1(c.o.l1, c.clock, c.metrics.l1); err != nil {
 		return err
 	}
 	s := &l1Stream{l1: c.l1, rdb: c.rdb, key: c.prefix + "stream:{" + c.o.file.Source.Slot.Name + "}", log: c.log}

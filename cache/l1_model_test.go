@@ -12,13 +12,9 @@ import (
 )
 
 func bareL1(t interface{ Fatal(...any) }, entries int, base time.Time) (*l1, *l1Stream) {
-	m, err := newL1Metrics(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	clock := &sourceClock{}
 	clock.observe(&clockReading{asked: base, theirs: base.UnixMicro()}, base)
-	l, err := newL1(entries, clock, m)
+	l, err := newL1(entries, clock, newL1Metrics())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -164,11 +164,7 @@ func TestL1NeedsTheStream(t *testing.T) {
 // is in memory.
 func TestL1MarksProperty(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m, err := newL1Metrics(nil)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		l, err := newL1(4, &sourceClock{}, m)
+		l, err := newL1(4, &sourceClock{}, newL1Metrics())
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -382,6 +378,21 @@ func TestL1InABlackHole(t *testing.T) {
 	b.fromMemory(v, 1, "two")
 	if got := counted(t, b.registry, "cache_l1_flushes_total"); got != flushes {
 		t.Errorf("%v flushes although no message was missed", got-flushes)
+	}
+}
+
+// Whoever closes a client can open another one with the same registry.
+func TestL1UnregistersItsMetrics(t *testing.T) {
+	b := newBench(t, WithL1(100))
+	if err := b.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(t.Context(), b.rdb, b.pool, WithMappings(b.mappings), WithRegisterer(b.registry), WithL1(100))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

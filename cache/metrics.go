@@ -35,9 +35,10 @@ type metrics struct {
 	bypasses   *prometheus.CounterVec
 	seconds    *prometheus.HistogramVec
 	running    prometheus.Gauge
+	l1         *l1Metrics // nil without an L1
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, withL1 bool) (*metrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "cache", Name: name, Help: help}, append([]string{"family"}, labels...))
 	}
@@ -55,6 +56,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		}, []string{"family"}),
 		running: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "cache", Name: "loads_running", Help: "Loads under way."}),
 	}
+	if withL1 {
+		m.l1 = newL1Metrics()
+	}
 	if reg == nil {
 		return m, nil
 	}
@@ -71,7 +75,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.reads, m.negative, m.loads, m.fills, m.refused, m.waits, m.bypasses, m.seconds, m.running}
+	list := []prometheus.Collector{m.reads, m.negative, m.loads, m.fills, m.refused, m.waits, m.bypasses, m.seconds, m.running}
+	if m.l1 != nil {
+		list = append(list, m.l1.collectors()...)
+	}
+	return list
 }
 
 // unregister makes room for the metrics of a client that is opened after this one.

@@ -84,6 +84,7 @@ func newGranted(t *testing.T, createPublication bool) *granted {
 	source.User, redis.User = url.UserPassword(g.role, "secret-1"), url.UserPassword(g.user, "secret-2")
 	w.url, w.redisURL = source.String(), redis.String()
 	w.writeConfig(grantsMappings)
+	w.reconfigure("replay_window: 2s\n", "replay_window: 2s\n  stream_max_length: 1000\n")
 	if !createPublication {
 		w.reconfigure("publication: {name: "+w.slot+"_pub, create_if_not_exists: true}", "publication: {name: "+w.slot+"_pub, create_if_not_exists: false}")
 	}

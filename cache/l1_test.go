@@ -326,7 +326,7 @@ func (b *bench) holed(family string) (*hole, *View[string]) {
 
 // beats tells heartbeats until the test ends, or stop is called.
 func (b *bench) beats(session string, n int) (stop func() int) {
-	done, ended := make(chan struct{}), make(chan struct{})
+	done, ended, rdb := make(chan struct{}), make(chan struct{}), b.rdb
 	go func() {
 		defer close(ended)
 		tick := time.NewTicker(20 * time.Millisecond)
@@ -337,7 +337,7 @@ func (b *bench) beats(session string, n int) (stop func() int) {
 				return
 			case now := <-tick.C:
 				n++
-				_ = b.rdb.XAdd(context.Background(), &redis.XAddArgs{Stream: testStreamKey, Values: []any{"s", session,
+				_ = rdb.XAdd(context.Background(), &redis.XAddArgs{Stream: testStreamKey, Values: []any{"s", session,
 					"n", fmt.Sprintf("%016x", n), "f", fmt.Sprintf("%016x", now.UnixMicro())}}).Err()
 			}
 		}

@@ -235,7 +235,7 @@ type hole struct {
 	running sync.WaitGroup
 }
 
-func newHole(t *testing.T, target string) *hole {
+func newHole(t testing.TB, target string) *hole {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -317,7 +317,7 @@ func (h *hole) cut() {
 func (b *bench) holed(family string) (*hole, *View[string]) {
 	b.Helper()
 	o := *b.rdb.Options()
-	h := newHole(b.T, o.Addr)
+	h := newHole(b, o.Addr)
 	o.Addr = h.listener.Addr().String()
 	direct := b.rdb
 	b.rdb = redis.NewClient(&o)

@@ -31,7 +31,10 @@ func plantedBugs() []planted {
 		{"fill.lua takes every token", "lease runs out during a load",
 			one("cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc1' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end", "")},
 		{"fill.lua stores where nothing is any more", "loader asleep across invalidations",
-			one("cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc1' or", "if cur ~= '' and")},
+			[]edit{
+				{"cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc1' or", "if cur ~= '' and"},
+				{"cache/lua/fill.lua", "if string.sub(cur, 22, 33) <=", "if cur ~= '' and string.sub(cur, 22, 33) <="},
+			}},
 		{"the snapshot is taken before the lease", "lease taken late", []edit{
 			{"cache/miss.go", "	giveUp := time.Now().Add(v.c.o.wait)\n", "	early, err := beginSession(ctx, v.c.primary)\n	if err != nil {\n		return outcome[T]{}, err\n	}\n	ctx = context.WithValue(ctx, earlyKey{}, early)\n	giveUp := time.Now().Add(v.c.o.wait)\n"},
 			{"cache/miss.go", "// modeEarly is modeRefresh", "type earlyKey struct{}\n\n// modeEarly is modeRefresh"},
@@ -64,6 +67,12 @@ func plantedBugs() []planted {
 			one("cache/control.go", "if age > class.Staleness+spare {", "if false {")},
 		{"the proof leaves out what a class holds back", "hold: daemon stops before it has applied",
 			one("cache/control.go", " + class.Hold()\n", "\n")},
+		{"what is held is forgotten before it is applied", "held: daemon killed while it applies", []edit{
+			{"sink/held_drain.go", "	if err := r.apply(ctx, delivery{b: r.heldBatch(s, t, taken), drained: true}); err != nil {\n		return Drained{}, err\n	}\n	failpoint.Hit(failpoint.HeldApplied)\n	if err := r.done(ctx, be, s, taken.members); err != nil {\n",
+				"	if err := r.done(ctx, be, s, taken.members); err != nil {\n		return Drained{}, err\n	}\n	failpoint.Hit(failpoint.HeldApplied)\n	if err := r.apply(ctx, delivery{b: r.heldBatch(s, t, taken), drained: true}); err != nil {\n"},
+		}},
+		{"a slow load counts as young because it was stored", "loader slower than its class",
+			one("cache/flight.go", "	case !out.stored || v.f.Versioned:", "	case out.stored:\n		return true, \"\"\n	case !out.stored || v.f.Versioned:")},
 		{"tokens are ignored", "sessions with tokens, daemon stopped",
 			one("cache/client.go", "	return token == nil || token.metBy(m) ||", "	return true || token == nil || token.metBy(m) ||")},
 		{"a token is compared with what is learned later", "token: applied between read and check",

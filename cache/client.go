@@ -65,11 +65,6 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	if o.file == nil {
 		return nil, errors.New("cache: open: no mappings: give WithMappings the path of the file that the daemon runs with")
 	}
-	if cluster, ok := rdb.(*redis.ClusterClient); ok {
-		if o := cluster.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			return nil, errors.New("cache: open: the cluster client reads from replicas, which may not have what was removed yet: switch off ReadOnly, RouteByLatency and RouteRandomly")
-		}
-	}
 	if rdb == nil || pool == nil {
 		return nil, errors.New("cache: open: a Redis client and a pool are needed")
 	}

@@ -52,7 +52,7 @@ func (c *sourceClock) observe(r *clockReading, now time.Time) {
 // at takes the longer of the times that have passed by our two clocks: the monotonic one
 // stands still while a machine is suspended, and the other one may be set back.
 func (r *clockReading) at(t time.Time) int64 {
-	passed := max(t.Sub(r.asked), t.Round(0).Sub(r.asked.Round(0)))
+	passed := max(t.Sub(r.asked), time.Duration(t.UnixNano()-r.asked.UnixNano()))
 	return r.theirs + int64(float64(passed.Microseconds())*clockDrift) + 1
 }
 

@@ -225,6 +225,16 @@ func (s *controlState) proves(clock *sourceClock, class *mapping.Class, t time.T
 	return true, ""
 }
 
+// atMost is what is known where a part of it is fresh to told only, in us since 1970.
+func (s *controlState) atMost(told int64) *controlState {
+	if s == nil || s.freshAsOf <= told {
+		return s
+	}
+	less := *s
+	less.freshAsOf = told
+	return &less
+}
+
 // includes says whether everything that had been committed at the token's moment is
 // applied. It says nothing of classes whose invalidations are held back.
 func (s *controlState) includes(t *Token) bool {

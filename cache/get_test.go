@@ -221,6 +221,19 @@ func TestLoadersCannotWrite(t *testing.T) {
 			t.Errorf("%s: %q, %v", sql, s, err)
 		}
 	}
+	// Nor does one that goes on in a transaction of its own, which could write; and what it
+	// writes there is not committed for it.
+	s, err := view(b, "item").Get(t.Context(), Vars{"id": 1}, func(ctx context.Context, tx pgx.Tx) (string, error) {
+		for _, sql := range []string{"commit", "begin", `UPDATE items SET v = 'mine' WHERE id = 1`} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return "", err
+			}
+		}
+		return item(1)(ctx, tx)
+	})
+	if err != nil || s != "mine" {
+		t.Errorf("%q, %v", s, err)
+	}
 	b.count("cache_fills_total", 0)
 	b.get(view(b, "item"), 1, "one")
 }

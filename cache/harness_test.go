@@ -50,7 +50,7 @@ mappings:
 
 // bench is a source, a Redis, and a client of both. The test plays the daemon.
 type bench struct {
-	*testing.T
+	testing.TB
 	db       *servertest.Database
 	pool     *pgxpool.Pool
 	rdb      *redis.Client
@@ -71,7 +71,7 @@ type daemon struct {
 	hold         bool // it publishes nothing
 }
 
-func startDaemon(t *testing.T, rdb *redis.Client) *daemon {
+func startDaemon(t testing.TB, rdb *redis.Client) *daemon {
 	t.Helper()
 	d := &daemon{rdb: rdb, applied: 16, end: 24}
 	d.set("ok", 0)
@@ -128,14 +128,19 @@ func (b *bench) doubt(v *View[string]) string {
 	return why
 }
 
-func newBench(t *testing.T, options ...Option) *bench {
+func newBench(t testing.TB, options ...Option) *bench {
 	t.Helper()
 	return newBenchOn(t, servertest.Postgres(t), options...)
 }
 
-func newBenchOn(t *testing.T, db *servertest.Database, options ...Option) *bench {
+func newBenchOn(t testing.TB, db *servertest.Database, options ...Option) *bench {
 	t.Helper()
-	b := &bench{T: t, db: db, rdb: servertest.Redis(t).Client(t)}
+	return newBenchWith(t, db, servertest.Redis(t).Client(t), options...)
+}
+
+func newBenchWith(t testing.TB, db *servertest.Database, rdb *redis.Client, options ...Option) *bench {
+	t.Helper()
+	b := &bench{TB: t, db: db, rdb: rdb}
 	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
 	b.pool = b.connect()
 	b.mappings = filepath.Join(t.TempDir(), "mappings.yaml")
@@ -175,7 +180,7 @@ func (b *bench) open(options ...Option) (*Client, *prometheus.Registry) {
 
 func (b *bench) write(id int, value string) {
 	b.Helper()
-	b.db.Exec(b.T, fmt.Sprintf(`INSERT INTO items VALUES (%d, '%s') ON CONFLICT (id) DO UPDATE SET v = excluded.v`, id, value))
+	b.db.Exec(b.TB, fmt.Sprintf(`INSERT INTO items VALUES (%d, '%s') ON CONFLICT (id) DO UPDATE SET v = excluded.v`, id, value))
 }
 
 // invalidate is what the daemon does for a key.

@@ -57,17 +57,27 @@ func newL1(entries int, clock *sourceClock, m *l1Metrics) (*l1, error) {
 	return l, err
 }
 
-// proves says whether everything here is within the class's budget.
-func (l *l1) proves(class *mapping.Class, now time.Time) bool {
-	fresh := l.fresh.Load()
+// look is how fresh all is that is found here from now on. Before a version is read, or an
+// entry is looked up, that is: what is found first and proved later may have been dropped
+// in between, by the very message that brought the proof. 0, which proves nothing, without an L1.
+func (l *l1) look() int64 {
+	if l == nil {
+		return 0
+	}
+	return l.fresh.Load()
+}
+
+// proves says whether what was found after told was known is within the class's budget.
+func (l *l1) proves(class *mapping.Class, told int64, now time.Time) bool {
 	at, known := l.clock.now(now)
-	return fresh > 0 && known && time.Duration(at-fresh)*time.Microsecond+class.Hold() <= class.Staleness
+	// Fresh to a time that has not come: the source's clock was set, see clockWasSet.
+	return told > 0 && known && at >= told && time.Duration(at-told)*time.Microsecond+class.Hold() <= class.Staleness
 }
 
 // get returns an entry that may be served.
-func (l *l1) get(f *family, key string, now time.Time) (*l1Entry, bool) {
+func (l *l1) get(f *family, key string, told int64, now time.Time) (*l1Entry, bool) {
 	e, ok := l.entries.Get(key)
-	if !ok || now.After(e.until) || !l.proves(f.Class, now) {
+	if !ok || now.After(e.until) || !l.proves(f.Class, told, now) {
 		return nil, false
 	}
 	return e, true
@@ -116,6 +126,16 @@ func (l *l1) flush(why string) {
 	clear(l.order)
 	l.entries.Purge()
 	l.metrics.flushes.WithLabelValues(why).Inc()
+}
+
+// doubt says that it is not known any more which Redis is followed: nothing is proved until
+// the next message, and what is being read meanwhile is not kept. What is here already stays:
+// if no message was missed by then, it is as good as before.
+func (l *l1) doubt() {
+	l.fresh.Store(0)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.floor = l.seq.Add(1)
 }
 
 // Why everything was dropped.
@@ -179,11 +199,11 @@ func (v *View[T]) mark(key string) l1Mark {
 	return v.c.l1.mark(key)
 }
 
-func (v *View[T]) fromL1(key string, token *Token, now time.Time) (out outcome[T], ok bool) {
+func (v *View[T]) fromL1(key string, token *Token, told int64, now time.Time) (out outcome[T], ok bool) {
 	if v.c.l1 == nil {
 		return out, false
 	}
-	e, ok := v.c.l1.get(v.f, key, now)
+	e, ok := v.c.l1.get(v.f, key, told, now)
 	if !ok || e.meta.freshUntil <= millisOf(now) || !v.c.meets(v.f, &e.meta, token, nil) { // the stream may be behind the control hash
 		return out, false
 	}
@@ -213,11 +233,11 @@ func (v *View[T]) dropL1(key string) {
 	}
 }
 
-func (v *View[T]) versionFromL1(name string) (string, bool) {
+func (v *View[T]) versionFromL1(name string, told int64) (string, bool) {
 	if v.c.l1 == nil {
 		return "", false
 	}
-	e, ok := v.c.l1.get(v.f, name, time.Now())
+	e, ok := v.c.l1.get(v.f, name, told, time.Now())
 	if !ok {
 		return "", false
 	}

@@ -1,7 +1,10 @@
 package cache
 
 import (
+	"context"
 	"fmt"
+	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,7 +39,7 @@ func (b *bench) tell(m tell) {
 
 func l1Bench(t *testing.T) (*bench, *View[string]) {
 	b := newBench(t, WithL1(100))
-	b.tell(tell{session: "aa", n: 1, fresh: time.Now().Add(time.Hour)})
+	b.tell(tell{session: "aa", n: 1, fresh: time.Now()})
 	v := view(b, "item")
 	eventually(t, "the stream is followed", func() bool { return b.c.l1.fresh.Load() > 0 })
 	return b, v
@@ -45,7 +48,7 @@ func l1Bench(t *testing.T) (*bench, *View[string]) {
 // fromMemory has the value in memory and sees it served from there.
 func (b *bench) fromMemory(v *View[string], id int, want string) {
 	b.Helper()
-	eventually(b.T, "a hit in memory", func() bool {
+	eventually(b.TB, "a hit in memory", func() bool {
 		before := counted(b, b.registry, "cache_reads_total", "l1")
 		b.get(v, id, want)
 		return counted(b, b.registry, "cache_reads_total", "l1") > before
@@ -54,7 +57,7 @@ func (b *bench) fromMemory(v *View[string], id int, want string) {
 
 func TestL1FollowsTheStream(t *testing.T) {
 	b, v := l1Bench(t)
-	fresh := time.Now().Add(time.Hour)
+	fresh := time.Now()
 	now := func(want string) { // what the next read gets once messages are handled
 		t.Helper()
 		eventually(t, "a read gets "+want, func() bool {
@@ -120,7 +123,7 @@ func TestL1FollowsTheStream(t *testing.T) {
 func TestL1KeepsVersionsAndNegativeAnswers(t *testing.T) {
 	b, v := l1Bench(t)
 	list := view(b, "list")
-	fresh := time.Now().Add(time.Hour)
+	fresh := time.Now()
 	for range 2 {
 		if s, err := list.Get(t.Context(), Vars{"shop": 1, "q": "x"}, item(1)); err != nil || s != "one" {
 			t.Fatalf("%q, %v", s, err)
@@ -218,4 +221,241 @@ func TestL1MarksProperty(t *testing.T) {
 			}
 		}
 	})
+}
+
+// hole is a proxy in front of Redis that can stop to let anything through, without closing
+// a connection.
+type hole struct {
+	listener net.Listener
+	target   string
+
+	mu      sync.Mutex
+	open    chan struct{} // closed while it lets things through
+	conns   []net.Conn
+	running sync.WaitGroup
+}
+
+func newHole(t *testing.T, target string) *hole {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hole{listener: l, target: target, open: make(chan struct{})}
+	close(h.open)
+	h.running.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			h.mu.Lock()
+			h.conns = append(h.conns, in, out)
+			h.mu.Unlock()
+			h.running.Go(func() { h.copy(out, in) })
+			h.running.Go(func() { h.copy(in, out) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		h.pass(true)
+		h.cut()
+		h.running.Wait()
+	})
+	return h
+}
+
+func (h *hole) copy(dst, src net.Conn) {
+	defer dst.Close()
+	buf := make([]byte, 4096)
+	for {
+		n, err := src.Read(buf)
+		h.mu.Lock()
+		open := h.open
+		h.mu.Unlock()
+		<-open
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (h *hole) pass(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.open:
+		if !on {
+			h.open = make(chan struct{})
+		}
+	default:
+		if on {
+			close(h.open)
+		}
+	}
+}
+
+func (h *hole) cut() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.conns {
+		_ = c.Close()
+	}
+	h.conns = nil
+}
+
+// holed is a client that reaches Redis through a hole.
+func (b *bench) holed(family string) (*hole, *View[string]) {
+	b.Helper()
+	o := *b.rdb.Options()
+	h := newHole(b.T, o.Addr)
+	o.Addr = h.listener.Addr().String()
+	direct := b.rdb
+	b.rdb = redis.NewClient(&o)
+	through := b.rdb
+	b.Cleanup(func() { _ = through.Close() })
+	b.c, b.registry = b.open(WithL1(100), WithRedisTimeout(200*time.Millisecond))
+	b.rdb = direct
+	return h, view(b, family)
+}
+
+// beats tells heartbeats until the test ends, or stop is called.
+func (b *bench) beats(session string, n int) (stop func() int) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case now := <-tick.C:
+				n++
+				_ = b.rdb.XAdd(context.Background(), &redis.XAddArgs{Stream: testStreamKey, Values: []any{"s", session,
+					"n", fmt.Sprintf("%016x", n), "f", fmt.Sprintf("%016x", now.UnixMicro())}}).Err()
+			}
+		}
+	}()
+	once := sync.OnceValue(func() int { close(done); <-ended; return n })
+	b.Cleanup(func() { once() })
+	return once
+}
+
+// The connection to Redis hangs, and nobody says so. Memory stops to be proved by itself,
+// and is proved again, without a flush, once the messages come through.
+func TestL1InABlackHole(t *testing.T) {
+	b := newBench(t)
+	stop := b.beats("aa", 0)
+	h, v := b.holed("quick") // 400 ms
+	b.fromMemory(v, 1, "one")
+	flushes := counted(t, b.registry, "cache_l1_flushes_total")
+	h.pass(false)
+	b.write(1, "two")
+	written := time.Now()
+	for {
+		got, err := v.Get(t.Context(), Vars{"id": 1}, item(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(written); got == "one" && took > time.Second { // and what the source takes
+			t.Fatalf("the old value is served %v after it was replaced", took)
+		}
+		if got == "two" {
+			break
+		}
+	}
+	b.invalidate("quick:1")
+	n := stop()
+	b.tell(tell{session: "aa", n: n + 1, fresh: time.Now(), keys: "quick:1"})
+	h.pass(true)
+	b.beats("aa", n+1)
+	b.fromMemory(v, 1, "two")
+	if got := counted(t, b.registry, "cache_l1_flushes_total"); got != flushes {
+		t.Errorf("%v flushes although no message was missed", got-flushes)
+	}
+}
+
+// A client can be closed while its connections hang.
+func TestL1ClosesInABlackHole(t *testing.T) {
+	b := newBench(t)
+	b.beats("aa", 0)
+	h, v := b.holed("quick")
+	b.fromMemory(v, 1, "one")
+	h.pass(false)
+	began := time.Now()
+	if err := b.c.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// The control hash says that something is wrong before the stream does.
+func TestL1ObeysTheControlHash(t *testing.T) {
+	b, v := l1Bench(t)
+	b.fromMemory(v, 1, "one")
+	b.daemon.set("gap", 0)
+	b.seen()
+	before := counted(t, b.registry, "cache_reads_total", "l1")
+	b.get(v, 1, "one")
+	if counted(t, b.registry, "cache_reads_total", "l1") != before {
+		t.Error("served from memory in a gap")
+	}
+	b.daemon.set("ok", 0)
+	b.seen()
+	b.fromMemory(v, 1, "one")
+}
+
+// A version from memory is no younger than memory, also when the value under it comes from
+// Redis.
+func TestL1VersionUnderARead(t *testing.T) {
+	b := newBench(t)
+	stop := b.beats("aa", 0)
+	c, h := b.tapped(WithL1(100))
+	v := viewOf(b, c, "fast") // 400 ms
+	vars := Vars{"shop": 1, "q": "x"}
+	get := func() string {
+		t.Helper()
+		got, err := v.Get(t.Context(), vars, item(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	eventually(t, "a hit in memory", func() bool {
+		before := counted(t, b.registry, "cache_reads_total", "l1")
+		get()
+		return counted(t, b.registry, "cache_reads_total", "l1") > before
+	})
+	version := b.rdb.Get(t.Context(), "fast:1").Val()
+	key := "fast:1:" + version + ":x"
+	c.l1.drop(key) // the value, not the version
+	// No message comes any more, while the value is on its way for longer than the budget.
+	var replaced time.Time
+	h.once("get", key, func() {
+		stop()
+		b.write(1, "two")
+		replaced = time.Now()
+		if err := b.rdb.Set(t.Context(), "fast:1", "1111111111111111111111111111111111111111", 0).Err(); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the budget is used up", func() bool { return time.Since(replaced) > 500*time.Millisecond })
+	})
+	if got := get(); !replaced.IsZero() && got != "two" {
+		t.Errorf("%q, which was replaced %v ago", got, time.Since(replaced))
+	}
+	if replaced.IsZero() {
+		t.Error("the value was not read from Redis")
+	}
 }

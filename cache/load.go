@@ -69,7 +69,7 @@ func run[V any](ctx context.Context, c *Client, f *family, keys []string, load l
 		if l.proved = l.proved && proved; !l.proved {
 			return l, nil
 		}
-		pending = slices.DeleteFunc(tags, func(tag string) bool { return slices.Contains(registered, tag) })
+		pending = slices.DeleteFunc(slices.Clone(tags), func(tag string) bool { return slices.Contains(registered, tag) })
 		if len(pending) == 0 {
 			if len(registered) > 0 {
 				c.rememberTags(keys, tags)

@@ -28,11 +28,7 @@ const othersAtOnce = 16
 // returns an item for each of them, in their order. It may be called more than once, with
 // some of them each time. What it declares with DependsOn holds for all that it is given.
 func (v *View[T]) GetMany(ctx context.Context, keys []Vars, load func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error), opts ...GetOption) ([]Item[T], error) {
-	var o getOptions
-	for _, option := range opts {
-		option(&o)
-	}
-	m := &many[T]{v: v, vars: keys, token: o.token, items: make([]Item[T], len(keys)), load: func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error) {
+	m := &many[T]{v: v, vars: keys, token: tokenOf(opts), items: make([]Item[T], len(keys)), load: func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[T], error) {
 		items, err := load(ctx, tx, missing)
 		if err == nil && len(items) != len(missing) {
 			err = fmt.Errorf("cache: family %s: the loader of GetMany returned %d items for %d keys", v.f.Name, len(items), len(missing))
@@ -84,24 +80,27 @@ func (m *many[T]) cached(ctx context.Context) error {
 		return errNested
 	}
 	v.c.control.use(ctx)
-	known := v.c.control.look() // before anything is read
+	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
 	trusted, _ := v.c.holds(v.f, known, now)
 	trusted = trusted && v.c.redisUp(now)
 	pipe := v.c.rdb.Pipeline()
 	var asked []missingItem
 	var gets []*redis.StringCmd
 	for i, vars := range m.vars {
-		key, cached, err := v.key(ctx, vars, m.token)
+		key, version, err := v.key(ctx, vars, m.token, told)
 		if err != nil {
 			return err
 		}
-		if cached {
-			if out, ok := v.fromL1(key, m.token, now); ok {
+		if version != versionNone && trusted {
+			if out, ok := v.fromL1(key, m.token, told, time.Now()); ok {
 				m.take(i, &out)
 				continue
 			}
 		}
-		if !cached || !trusted {
+		if version == versionL1 {
+			known = known.atMost(told) // of all of them: they are asked for together
+		}
+		if version == versionNone || !trusted {
 			m.rest = append(m.rest, i) // Get knows what to do
 			continue
 		}

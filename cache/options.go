@@ -161,3 +161,16 @@ func AtLeast(t Token) GetOption {
 		}
 	}
 }
+
+// tokenOf is apart from its callers: what options are given escapes, and a read without any
+// should not pay for that.
+func tokenOf(opts []GetOption) *Token {
+	if len(opts) == 0 {
+		return nil
+	}
+	var o getOptions
+	for _, option := range opts {
+		option(&o)
+	}
+	return o.token
+}

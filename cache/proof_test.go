@@ -101,6 +101,27 @@ func TestProofHoldsAtTheReturn(t *testing.T) {
 	b.count("cache_bypasses_total", 1, doubtLate)
 }
 
+func TestProofOfManyHoldsAtTheReturn(t *testing.T) {
+	b := newBench(t)
+	c, tap := b.tapped()
+	v := viewOf(b, c, "quick")
+	b.get(v, 1, "one")
+	b.write(1, "two")
+	tap.once("get", "quick:1", func() {
+		b.invalidate("quick:1")
+		late := time.Now().Add(v.f.Class.Staleness)
+		eventually(t, "the budget is over", func() bool { return time.Now().After(late) })
+		b.seen()
+	})
+	items, err := v.GetMany(t.Context(), []Vars{{"id": 1}}, func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[string], error) {
+		s, err := item(1)(ctx, tx)
+		return []Item[string]{{s, true}}, err
+	})
+	if err != nil || items[0].Value != "two" {
+		t.Errorf("%v, %v", items, err)
+	}
+}
+
 // A version that is read before what is known of the daemon could have moved since.
 func TestVersionIsReadUnderTheProof(t *testing.T) {
 	b := newBench(t)

@@ -27,11 +27,11 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	}
 	v.c.control.use(ctx)
 	known := v.c.control.look() // before anything is read
-	key, cached, err := v.key(ctx, vars, nil)
+	key, version, err := v.key(ctx, vars, nil, 0)
 	if err != nil {
 		return outcome[T]{}, err
 	}
-	if !cached {
+	if version == versionNone {
 		return v.bypass(ctx, key, load, nil, doubtRedis, known)
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
@@ -43,11 +43,11 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 // Invalidate removes a value, and refuses the fills of those who are loading it. Changes of
 // mapped rows need no such call: the daemon removes what they make stale.
 func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
-	key, cached, err := v.key(ctx, vars, nil)
+	key, version, err := v.key(ctx, vars, nil, 0)
 	if err != nil {
 		return err
 	}
-	if !cached {
+	if version == versionNone {
 		return fmt.Errorf("cache: invalidate family %s: %w", v.f.Name, errRedisDown)
 	}
 	err = v.c.rdb.Unlink(ctx, key).Err()

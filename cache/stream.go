@@ -14,6 +14,7 @@ import (
 
 const (
 	streamBlock = 250 * time.Millisecond // a read waits for so long
+	streamSpare = time.Second            // for the answer; without it go-redis gives a read that blocks ten seconds more
 	streamBatch = 100
 	// streamIdle reads without a message in a row are odd, since heartbeats make some: the
 	// stream may have been lost, and begin anew below the place that is followed.
@@ -49,6 +50,7 @@ func (s *l1Stream) run(ctx context.Context) {
 			failed = false
 			continue
 		}
+		s.l1.doubt()
 		if !failed {
 			s.log.Warn("the invalidation stream cannot be read; when that lasts, nothing is served from memory", "key", s.key, "error", err)
 		}
@@ -71,7 +73,9 @@ func (s *l1Stream) follow(ctx context.Context, placed *bool, idle *int) error {
 			return nil
 		}
 	}
-	streams, err := s.rdb.XRead(ctx, &redis.XReadArgs{Streams: []string{s.key, s.id}, Count: streamBatch, Block: streamBlock}).Result()
+	bounded, cancel := context.WithTimeout(ctx, streamBlock+streamSpare)
+	defer cancel()
+	streams, err := s.rdb.XRead(bounded, &redis.XReadArgs{Streams: []string{s.key, s.id}, Count: streamBatch, Block: streamBlock}).Result()
 	if errors.Is(err, redis.Nil) {
 		*idle++
 		return nil
@@ -102,8 +106,8 @@ func (s *l1Stream) place(ctx context.Context, start bool) (moved bool, err error
 	if len(newest) > 0 {
 		id = newest[0].ID
 	}
-	if !start && id == s.id {
-		return false, nil
+	if !start && !before(id, s.id) {
+		return false, nil // what is newer is read on the way
 	}
 	s.l1.fresh.Store(0)
 	why := flushGap
@@ -129,8 +133,10 @@ func (s *l1Stream) handle(raw redis.XMessage) error {
 		return err
 	}
 	s.l1.metrics.messages.Inc()
-	first := s.session == "" // there was none, so none was missed
-	if !first && (m.session != s.session || m.n != s.n+1) {
+	switch {
+	case s.session == "": // none was there, or it was lost unread
+		s.l1.flush(flushStart)
+	case m.session != s.session || m.n != s.n+1:
 		s.l1.flush(flushGap)
 	}
 	s.id, s.session, s.n = raw.ID, m.session, m.n
@@ -142,6 +148,19 @@ func (s *l1Stream) handle(raw redis.XMessage) error {
 	}
 	s.l1.fresh.Store(m.fresh) // last: it speaks for this message too
 	return nil
+}
+
+// before says whether the id a is older than b. They are two numbers: ms-seq.
+func before(a, b string) bool {
+	ms := func(id string) (ms, seq uint64) {
+		left, right, _ := strings.Cut(id, "-")
+		ms, _ = strconv.ParseUint(left, 10, 64) // as Redis has made them
+		seq, _ = strconv.ParseUint(right, 10, 64)
+		return ms, seq
+	}
+	a1, a2 := ms(a)
+	b1, b2 := ms(b)
+	return a1 < b1 || a1 == b1 && a2 < b2
 }
 
 type streamMessage struct {

@@ -102,21 +102,18 @@ func varText(v any) (text string, null bool, err error) {
 	return "", false, fmt.Errorf("a %T is none of string, []byte, integer, bool, encoding.TextMarshaler, fmt.Stringer, driver.Valuer, nil: give the text that Postgres prints", v)
 }
 
-// dataKey renders a family's data key.
+// dataKey renders a family's data key. It is on the path of every hit: one allocation.
 func (f *family) dataKey(vars Vars, version string) (string, error) {
 	var buf [128]byte
-	known := len(vars)
-	key, err := f.AppendKey(buf[:0], func(dst []byte, name string) ([]byte, error) {
-		if name == mapping.VersionVar && f.Versioned {
-			return append(dst, version...), nil
-		}
-		known--
-		return f.appendVar(dst, vars, name)
-	})
+	key, err := f.appendKey(buf[:0], f.KeyTemplate(), vars, version)
 	if err != nil {
 		return "", err
 	}
-	if known != 0 {
+	known := len(f.KeyTemplate().Vars())
+	if f.Versioned {
+		known--
+	}
+	if len(vars) != known { // more, since none is missing
 		return "", f.unknownVars(vars)
 	}
 	return string(key), nil
@@ -125,10 +122,24 @@ func (f *family) dataKey(vars Vars, version string) (string, error) {
 // versionKey renders the version key of a versioned family.
 func (f *family) versionKey(vars Vars) (string, error) {
 	var buf [128]byte
-	key, err := f.AppendVersionKey(buf[:0], func(dst []byte, name string) ([]byte, error) {
-		return f.appendVar(dst, vars, name)
-	})
+	key, err := f.appendKey(buf[:0], f.VersionTemplate(), vars, "")
 	return string(key), err
+}
+
+func (f *family) appendKey(dst []byte, t *mapping.Template, vars Vars, version string) ([]byte, error) {
+	names := t.Vars()
+	for i, name := range names {
+		dst = append(dst, t.Literal(i)...)
+		if name == mapping.VersionVar && f.Versioned {
+			dst = append(dst, version...)
+			continue
+		}
+		var err error
+		if dst, err = f.appendVar(dst, vars, name); err != nil {
+			return nil, err
+		}
+	}
+	return append(dst, t.Literal(len(names))...), nil
 }
 
 func (f *family) appendVar(dst []byte, vars Vars, name string) ([]byte, error) {

@@ -19,12 +19,7 @@ var errRedisDown = errors.New("redis does not answer")
 // made: to take a fixed value for it would bring back what was cached the last time that it
 // was not there. A new version belongs to a stream (lua/advance.lua of the daemon) below all
 // others, so that the daemon moves it on like any other.
-func (v *View[T]) version(ctx context.Context, name string, token *Token) (string, error) {
-	if token == nil {
-		if version, ok := v.versionFromL1(name); ok {
-			return version, nil
-		}
-	}
+func (v *View[T]) version(ctx context.Context, name string) (string, error) {
 	if !v.c.redisUp(time.Now()) {
 		return "", errRedisDown
 	}

@@ -30,7 +30,7 @@ type View[T any] struct {
 	c       *Client
 	f       *family
 	flights flights[T]
-	text    bool // T is string, and stored as it is
+	text    func(string) T // T is string, and stored as it is; nil of all others
 }
 
 // Family gives the view of a family. A name that the mappings do not have is an error.
@@ -46,9 +46,9 @@ func Family[T any](c *Client, name string) (*View[T], error) {
 	v := &View[T]{c: c, f: &family{Family: f, metrics: c.metrics.family(name),
 		life:     lifetimes{ttl: ttl, stale: f.StaleFor, failSafe: f.Class.FailSafe},
 		negative: lifetimes{ttl: f.NegativeTTL}}}
-	var zero T
-	_, isText := any(zero).(string)
-	v.text = isText && c.o.codec == Raw
+	if c.o.codec == Raw {
+		v.text, _ = any(func(s string) string { return s }).(func(string) T)
+	}
 	return v, nil
 }
 
@@ -59,11 +59,7 @@ func Family[T any](c *Client, name string) (*View[T], error) {
 // is not cancelled with ctx, for others may wait for it. It must depend on nothing but
 // the variables, what it reads in tx, and what the mappings or DependsOn tell of.
 func (v *View[T]) Get(ctx context.Context, vars Vars, load func(ctx context.Context, tx pgx.Tx) (T, error), opts ...GetOption) (T, error) {
-	var o getOptions
-	for _, option := range opts {
-		option(&o)
-	}
-	out, err := v.get(ctx, vars, load, o.token)
+	out, err := v.get(ctx, vars, load, tokenOf(opts))
 	v.count(&out, err)
 	if err == nil && out.meta.negative {
 		err = ErrNotFound
@@ -110,18 +106,22 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 		return outcome[T]{}, errNested
 	}
 	v.c.control.use(ctx)
-	known := v.c.control.look() // before anything is read
-	key, cached, err := v.key(ctx, vars, token)
+	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
+	key, version, err := v.key(ctx, vars, token, told)
 	if err != nil {
 		return outcome[T]{}, err
 	}
-	now := time.Now()
-	if cached {
-		if out, ok := v.fromL1(key, token, now); ok {
+	now, cached := time.Now(), version != versionNone
+	trusted, why := v.c.holds(v.f, known, now)
+	if cached && trusted {
+		if out, ok := v.fromL1(key, token, told, now); ok {
 			return out, nil
 		}
 	}
-	trusted, why := v.c.holds(v.f, known, now)
+	if version == versionL1 {
+		known = known.atMost(told)
+		trusted, why = v.c.holds(v.f, known, now)
+	}
 	switch {
 	case !trusted:
 		return v.bypass(ctx, key, load, token, why, known)
@@ -138,7 +138,7 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 		if !ok || e.kind == kindLease || e.at(millisOf(now)) != fresh {
 			break
 		}
-		out, err := v.decode(&e, resultHit)
+		out, err := v.decodeHit(&e, token)
 		if err != nil {
 			v.c.log.Warn("what is cached cannot be read and is loaded again", "family", v.f.Name, "error", err)
 			mode = modeRefresh
@@ -167,18 +167,41 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 
 // decode makes a value of an entry.
 func (v *View[T]) decode(e *entry, result string) (out outcome[T], err error) {
+	if out.meta, err = e.meta(); err == nil {
+		out.value, err = v.valueOf(e)
+	}
 	out.result = result
-	if out.meta, err = e.meta(); err != nil || out.meta.negative {
-		return out, err
+	return out, err
+}
+
+// decodeHit is decode for the path of every hit: what only tokens and the L1 ask for is read
+// for them only.
+func (v *View[T]) decodeHit(e *entry, token *Token) (out outcome[T], err error) {
+	if token != nil || v.c.l1 != nil {
+		return v.decode(e, resultHit)
 	}
-	if v.text {
-		*any(&out.value).(*string) = e.payload
-		return out, nil
+	out.meta.negative, out.meta.freshUntil, out.meta.staleUntil = e.kind == kindMissing, e.freshUntil, e.staleUntil
+	out.value, err = v.valueOf(e)
+	out.result = resultHit
+	return out, err
+}
+
+func (v *View[T]) valueOf(e *entry) (value T, err error) {
+	switch {
+	case e.kind == kindMissing:
+		return value, nil
+	case v.text != nil:
+		return v.text(e.payload), nil
 	}
-	if err := v.c.o.codec.Decode([]byte(e.payload), &out.value); err != nil {
-		return out, fmt.Errorf("decode: %w", err)
+	return decodeWith[T](v.c.o.codec, e.payload)
+}
+
+// decodeWith is apart, because here the value has to be allocated.
+func decodeWith[T any](codec Codec, payload string) (value T, err error) {
+	if err := codec.Decode([]byte(payload), &value); err != nil {
+		return value, fmt.Errorf("decode: %w", err)
 	}
-	return out, nil
+	return value, nil
 }
 
 // early says whether this reader should refresh a value that is fresh still. The nearer
@@ -193,26 +216,38 @@ func early(e *entry, ms int64) bool {
 	return float64(cost)*-math.Log(1-rand.Float64()) >= float64(left)
 }
 
-// key renders the data key. cached is false when its version could not be read: then the
-// key stands for nothing in Redis. For a token the version is read from Redis: memory may be
-// behind what the control hash says.
-func (v *View[T]) key(ctx context.Context, vars Vars, token *Token) (key string, cached bool, err error) {
+// Where a data key's version comes from.
+const (
+	versionRead = iota // from Redis just now, or there is none in the key
+	versionL1          // from memory, proved as of what was told
+	versionNone        // it could not be read: the key stands for nothing in Redis
+)
+
+// key renders the data key. told is how fresh memory was before. For a token the version is
+// read from Redis: memory may be behind what the control hash says.
+func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64) (key string, from int, err error) {
 	if !v.f.Versioned {
 		key, err = v.f.dataKey(vars, "")
-		return key, true, err
+		return key, versionRead, err
 	}
 	name, err := v.f.versionKey(vars)
 	if err != nil {
-		return "", false, err
+		return "", versionNone, err
 	}
-	version, err := v.version(ctx, name, token)
+	if token == nil {
+		if version, ok := v.versionFromL1(name, told); ok {
+			key, err = v.f.dataKey(vars, version)
+			return key, versionL1, err
+		}
+	}
+	version, err := v.version(ctx, name)
 	if err != nil {
 		if ctx.Err() != nil {
-			return "", false, ctx.Err()
+			return "", versionNone, ctx.Err()
 		}
-		key, err := v.f.dataKey(vars, noVersion)
-		return key, false, err
+		key, err = v.f.dataKey(vars, noVersion)
+		return key, versionNone, err
 	}
 	key, err = v.f.dataKey(vars, version)
-	return key, true, err
+	return key, versionRead, err
 }

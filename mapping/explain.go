@@ -105,6 +105,8 @@ func (t *boundTarget) explain(ch *decoder.Change, out *Output, x *Explanation) {
 func explainKey(inv Invalidation, image string, f *Family) ExplainedKey {
 	k := ExplainedKey{Family: f.Name, Class: f.Class.Name, Image: image, Op: inv.Op.String(), Key: string(inv.Key)}
 	switch {
+	case f.Entity != nil:
+		k.Guard = "whatever readers registered under it, of any tenant"
 	case f.TenantVar == "":
 		k.Guard = "the family has no tenants"
 	case inv.Tenant == nil:

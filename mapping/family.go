@@ -88,23 +88,11 @@ func (f *Family) Version(vars map[string]string) (string, error) {
 	return render(f.version, vars)
 }
 
-// AppendValue appends the value of a variable as it stands in keys, with
-// AppendEncoded or AppendNull. VersionVar it appends as it is.
-type AppendValue func(dst []byte, variable string) ([]byte, error)
+// KeyTemplate is the template of the data key.
+func (f *Family) KeyTemplate() *Template { return f.key }
 
-// AppendKey is Key for who renders many keys: value is asked for each variable in
-// turn, NULL can be among them, and nothing is allocated but by dst.
-func (f *Family) AppendKey(dst []byte, value AppendValue) ([]byte, error) {
-	return f.key.appendKey(dst, value)
-}
-
-// AppendVersionKey is AppendKey for the version key of a versioned family.
-func (f *Family) AppendVersionKey(dst []byte, value AppendValue) ([]byte, error) {
-	if !f.Versioned {
-		return nil, fmt.Errorf("family %s is not versioned", f.Name)
-	}
-	return f.version.appendKey(dst, value)
-}
+// VersionTemplate is that of the version key; nil of a family without versions.
+func (f *Family) VersionTemplate() *Template { return f.version }
 
 // Vars are the variables that a reader gives values for: those of the key, without
 // the version, which it looks up.
@@ -115,24 +103,15 @@ func (f *Family) Vars() []string {
 	return slices.DeleteFunc(slices.Clone(f.key.vars), func(v string) bool { return v == VersionVar })
 }
 
-func (t *Template) appendKey(dst []byte, value AppendValue) ([]byte, error) {
-	var err error
-	for i, v := range t.vars {
-		dst = append(dst, t.lits[i]...)
-		if dst, err = value(dst, v); err != nil {
-			return nil, err
-		}
-	}
-	return append(dst, t.lits[len(t.vars)]...), nil
-}
-
 func render(t *Template, vars map[string]string) (string, error) {
-	key, err := t.appendKey(nil, func(dst []byte, v string) ([]byte, error) {
+	var key []byte
+	for i, v := range t.vars {
 		value, ok := vars[v]
 		if !ok {
-			return nil, fmt.Errorf("key %s: no value for {%s}", t, v)
+			return "", fmt.Errorf("key %s: no value for {%s}", t, v)
 		}
-		return AppendEncoded(dst, []byte(value)), nil
-	})
-	return string(key), err
+		key = append(key, t.lits[i]...)
+		key = AppendEncoded(key, []byte(value))
+	}
+	return string(append(key, t.lits[len(t.vars)]...)), nil
 }

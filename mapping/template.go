@@ -101,6 +101,9 @@ func separator(s string) int {
 // Vars are the variables in the order in which they stand.
 func (t *Template) Vars() []string { return t.vars }
 
+// Literal is the text before the i-th variable, or after the last one.
+func (t *Template) Literal(i int) string { return t.lits[i] }
+
 // String is the template as it was written.
 func (t *Template) String() string { return t.source }
 

@@ -219,6 +219,19 @@ func (w *CatalogWatcher) Status() Status {
 	return s
 }
 
+// Unfollowed says whether, at the last look, the publication lacked a table that is there,
+// or an action that counts.
+func (w *CatalogWatcher) Unfollowed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.fatal {
+		if strings.HasPrefix(f.Code, "publication_") {
+			return true
+		}
+	}
+	return false
+}
+
 // Run looks at the catalogs until ctx ends, over one connection that it makes
 // again whenever it fails. It returns nil.
 func (w *CatalogWatcher) Run(ctx context.Context) error {

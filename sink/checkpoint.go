@@ -78,11 +78,11 @@ func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpo
 
 // nodesAfter is what a checkpoint may say of the nodes: where the
 // primaries changed, those that are there now have everything only when the replay
-// has come back to where the old ones were.
+// has come back to where the old ones were, and what was held is applied again too.
 func (r *Redis) nodesAfter(c *Checkpoint) string {
 	r.shadowMu.Lock()
 	defer r.shadowMu.Unlock()
-	if r.shadow.nodes == r.nodes || c.CommitLSN < r.shadow.Applied {
+	if r.shadow.nodes == r.nodes || c.CommitLSN < r.shadow.Applied || len(r.replayHeld) > 0 {
 		return ""
 	}
 	return r.nodes
@@ -98,7 +98,7 @@ func (r *Redis) stored(c *Checkpoint, sent lsn.LSN) {
 		return
 	}
 	r.metrics.checkpoints.Inc()
-	if c.CommitLSN >= s.Applied {
+	if c.CommitLSN >= s.Applied && len(r.replayHeld) == 0 {
 		s.nodes = r.nodes
 	}
 	if c.CommitLSN > s.Applied || c.CommitLSN == s.Applied && c.EndLSN > s.End {

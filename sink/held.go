@@ -192,6 +192,7 @@ func (r *Redis) markHeld(ctx context.Context, be *backend, s *heldSet, mark stri
 	}
 	if mark == "" {
 		delete(r.sets, s.class)
+		delete(r.replayHeld, s.class)
 		r.metrics.held.forget(s.class)
 	} else {
 		r.sets[s.class] = s
@@ -233,6 +234,7 @@ func (r *Redis) adoptHeld(held map[string]string) error {
 		}
 	}
 	r.sets, r.passed = sets, time.Time{}
+	maps.DeleteFunc(r.replayHeld, func(class string, _ bool) bool { return sets[class] == nil })
 	return nil
 }
 
@@ -269,6 +271,9 @@ func (r *Redis) Proved(fresh time.Time) time.Time {
 }
 
 func (r *Redis) proved(fresh time.Time) time.Time {
+	if r.unfollowed != nil && r.unfollowed() {
+		return time.Time{}
+	}
 	if len(r.sets) > 0 && fresh.After(r.passed) {
 		return r.passed
 	}

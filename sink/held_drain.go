@@ -60,7 +60,6 @@ func (r *Redis) drain(ctx context.Context, t Take) (Drained, error) {
 	if err != nil {
 		return Drained{}, err
 	}
-	failpoint.Hit(failpoint.HeldTaken)
 	d := Drained{Applied: len(taken.members), Again: taken.again, Waiting: taken.waiting}
 	s.drained = d.Applied == 0 && d.Waiting == 0
 	var since time.Time
@@ -71,6 +70,7 @@ func (r *Redis) drain(ctx context.Context, t Take) (Drained, error) {
 	if d.Applied == 0 {
 		return d, nil
 	}
+	failpoint.Hit(failpoint.HeldTaken)
 	if err := r.apply(ctx, delivery{b: r.heldBatch(s, t, taken), drained: true}); err != nil {
 		return Drained{}, err
 	}

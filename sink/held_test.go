@@ -3,6 +3,7 @@ package sink
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -566,5 +567,123 @@ func TestDrainIsRefused(t *testing.T) {
 	if d := other.drain(); d.Applied != 1 || !d.Again {
 		t.Errorf("after the restart: %+v", d)
 	}
+	h.want(true, "t:1:user:1")
+}
+
+// What is held of a soft family is marked, and for no longer than since its commit.
+func TestHeldSoft(t *testing.T) {
+	db := servertest.Redis(t)
+	h := newHeld(t, db.URL, db.Client(t))
+	h.clock = time.Now()
+	f := h.family("kept")
+	if err := h.KeepHeld(t.Context(), []HeldClass{{Name: "kept", Hold: 4 * time.Second, Families: []string{"kept"}}}); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(time.Hour)
+	set(t, h.c, "kept:1", entry("V", nobody, long, long), time.Hour)
+	h.put(mapping.Invalidation{Op: mapping.OpSoft, Family: f, Key: []byte("kept:1")})
+	committed := h.clock
+	h.clock = h.clock.Add(7 * time.Second) // late
+	take := h.take(h.clock)
+	take.Class = "kept"
+	if d, err := h.Drain(t.Context(), take); err != nil || d.Applied != 1 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	v := get(t, h.c, "kept:1")
+	if len(v) < 57 || v[33:45] != "000000000000" {
+		t.Fatalf("not marked: %q", v)
+	}
+	until, err := strconv.ParseInt(v[45:57], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of the 10 s of stale_for 3 are left, by Redis' clock, which does not know of our 7.
+	if left := time.UnixMilli(until).Sub(time.Now()); left > 3*time.Second || left < time.Second {
+		t.Errorf("it may be served for %v more after a commit at %v, want 3s", left, committed)
+	}
+}
+
+// Readers of the stream are told of a key when it is applied, not when it is put away.
+func TestStreamTellsOfHeldWhenApplied(t *testing.T) {
+	db := servertest.Redis(t)
+	h := newHeld(t, db.URL, db.Client(t))
+	h.Redis = attached(t, db.URL, h.timed, streamed)
+	h.keep(testHold, "user", "usher", "search")
+	keys := func() (all []string) {
+		for _, m := range messagesOf(t, h.c, h.news.key) {
+			all = append(all, m.keys...)
+		}
+		return all
+	}
+	h.put(append(h.invs("t:1:user:1"), mapping.Invalidation{Op: mapping.OpDelete, Family: h.family("kept"), Key: []byte("kept:1")})...)
+	if got := keys(); len(got) != 1 || got[0] != "kept:1" {
+		t.Fatalf("told of %q, want what was applied", got)
+	}
+	h.clock = h.clock.Add(testHold)
+	h.drain()
+	if got := keys(); len(got) != 2 || got[1] != "t:1:user:1" {
+		t.Fatalf("told of %q", got)
+	}
+	h.c.Unlink(t.Context(), h.heldKey("critical"))
+	h.drain()
+	list := messagesOf(t, h.c, h.news.key)
+	if !list[len(list)-1].all {
+		t.Error("readers were not told of the purge")
+	}
+	if err := h.Apply(t.Context(), beating(t, h.at+0x100, h.clock.Add(time.Hour))); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Fresh(t.Context(), h.clock.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	list = messagesOf(t, h.c, h.news.key)
+	if f := list[len(list)-1].fresh; !f.IsZero() {
+		t.Errorf("fresh as of %v before the first pass", f)
+	}
+	began := h.BeginPass()
+	h.EndPass(began)
+	if err := h.Fresh(t.Context(), h.clock.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	list = messagesOf(t, h.c, h.news.key)
+	if f := list[len(list)-1].fresh; !f.Equal(began.UTC()) {
+		t.Errorf("fresh as of %v, want the begin of the pass, %v", f, began)
+	}
+}
+
+// A database that is flushed for a gap has its sets, and loses nothing that was held.
+func TestHeldAndDedicatedPurge(t *testing.T) {
+	h := newSharedHeld(t)
+	h.dedicated = true
+	h.put(h.invs("t:1:user:1")...)
+	if err := h.PurgeAll(t.Context(), h.plan.Families(), nil); err != nil {
+		t.Fatal(err)
+	}
+	h.put(h.invs("t:1:user:2")...)
+	fill(t, h.c, "t:1:user:2")
+	h.clock = h.clock.Add(testHold)
+	if d := h.drain(); d.Lost || d.Applied != 1 {
+		t.Fatalf("%+v", d)
+	}
+	h.want(true, "t:1:user:2")
+}
+
+// A node whose history changed under a connection that stayed up, so that it may have lost
+// what was just applied, keeps what is to be applied again.
+func TestHeldAndAnotherHistory(t *testing.T) {
+	s, c := server(t)
+	h := newHeld(t, s.URL(), c)
+	h.put(h.invs("t:1:user:1")...)
+	h.clock = h.clock.Add(testHold)
+	got := h.takenBy(h.Redis)
+	if err := c.Do(t.Context(), "debug", "change-repl-id").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.done(t.Context(), h.backend.Load(), h.sets["critical"], got.members); !errors.Is(err, ErrNodeChanged) {
+		t.Errorf("removed from another history: %v", err)
+	}
+	fill(t, c, "t:1:user:1")
+	mustAttach(t, h.Redis)
+	h.drain()
 	h.want(true, "t:1:user:1")
 }

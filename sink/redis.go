@@ -37,6 +37,7 @@ type Options struct {
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: metrics are kept but not registered
 	OnScan     func()                // called after each page of a purge, which may take long; may be nil
+	Unfollowed func() bool           // changes of a mapped table do not come: nothing is proved fresh meanwhile; may be nil
 	SourceNow  func() time.Time      // the source's clock, which commit times are of; nil for this machine's
 }
 
@@ -61,6 +62,7 @@ type Redis struct {
 	writer     string // nonce of this process
 	now        func() time.Time
 	sourceNow  func() time.Time
+	unfollowed func() bool
 	onScan     func()
 
 	backend atomic.Pointer[backend]
@@ -84,7 +86,7 @@ type Redis struct {
 
 	shadowMu sync.Mutex
 	shadow   Control // the control hash as this process last knew it
-	nodes    string  // cluster: fingerprint of the primaries attached to
+	nodes    string  // fingerprint of the primaries attached to
 	highest  uint32  // highest generation ever seen
 }
 
@@ -131,6 +133,7 @@ func Open(o Options) (*Redis, error) {
 		writer:     hex.EncodeToString(nonce[:]),
 		now:        time.Now,
 		sourceNow:  o.SourceNow,
+		unfollowed: o.Unfollowed,
 		onScan:     o.OnScan,
 		sets:       make(map[string]*heldSet),
 
@@ -201,6 +204,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	if err := r.adoptHeld(c.held); err != nil {
 		return Control{}, r.fail("attach", "", err)
 	}
+	clear(r.replayHeld)
 	be.guard.seal(ids)
 	r.shadowMu.Lock()
 	r.shadow = c

@@ -7,6 +7,7 @@ threads. Times are seconds.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import secrets
@@ -123,6 +124,20 @@ def token_after_commit(conn: psycopg.Connection) -> str:
 
 
 @dataclass
+class _Old:
+    """What may be returned when the source is down, until then."""
+
+    entry: Entry
+    until: float
+
+    @classmethod
+    def of(cls, family: Family, entry: Entry | None, at_least: str | None, until: float) -> _Old | None:
+        if not family.fail_safe or entry is None or not entry.found or not entry.contains(at_least):
+            return None
+        return cls(entry, until + family.fail_safe)
+
+
+@dataclass
 class _Load:
     payload: bytes | None  # None: not found
     snapshot: str
@@ -135,7 +150,7 @@ class _Answer:
     key: str = ""
     entry: Entry | None = None  # to be returned
     token: str = ""  # of our lease; without one the load is not to be stored
-    old: Entry | None = None  # what there is when the source fails
+    old: _Old | None = None
 
 
 class Cache:
@@ -163,7 +178,7 @@ class Cache:
         variables: Mapping[str, Value],
         load: Loader,
         *,
-        depends_on: Iterable[tuple[str, *tuple[Value, ...]]] = (),
+        depends_on: Iterable[tuple[Value, ...]] = (),
         at_least: str | None = None,
     ) -> bytes:
         """The cached value, or a loaded one. NotFound where there is no row."""
@@ -180,8 +195,8 @@ class Cache:
                 loaded = self._load_registered(family, answer, load, entities)
             except BaseException as err:
                 self._give_up(answer)
-                if isinstance(err, psycopg.OperationalError) and answer.old is not None:
-                    return _found(answer.old.payload if answer.old.found else None)
+                if isinstance(err, psycopg.OperationalError) and answer.old and time.monotonic() < answer.old.until:
+                    return answer.old.entry.payload
                 raise
             self._store(family, answer, loaded)
             if time.monotonic() - loaded.began <= family.staleness:
@@ -189,37 +204,50 @@ class Cache:
             # Too old to be returned as loaded. If it was stored, the next look shows whether it still holds.
         raise TooSlow(f"{family.name}: three loads took longer than {family.staleness} s")
 
-    def _key(self, family: Family, variables: Mapping[str, Value]) -> str:
-        if not family.version:
-            return render(family.key, variables)
-        name = render(family.version, variables)
-        version = self._rdb.get(name)
+    def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, Entry | None]:
+        """Until when (time.monotonic) the class is proved, Redis' clock in ms, the key, and its entry. The control hash
+        comes first: what it proves holds for what is read later, versions included, not for what was read before."""
+        name = render(family.version or family.key, variables)
+        with self._rdb.pipeline(transaction=False) as p:
+            p.hmget(self._control, "state", "fresh_as_of").time().get(name)
+            control, (seconds, micros), raw = p.execute(raise_on_error=False)
+        if family.version:
+            name, raw = self._versioned(family, variables, name, raw)
+        if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
+            raw = None
+        return self._proved_until(family, control), seconds * 1000 + micros // 1000, name, Entry.parse(raw)
+
+    def _versioned(self, family: Family, variables: Mapping[str, Value], name: str, version: object) -> tuple[str, object]:
         if version is None:
             # Never a version that was used before: what was stored under it is not revoked.
             self._rdb.set(name, "0" * 16 + secrets.token_hex(8) + "0" * 8, nx=True)
             version = self._rdb.get(name)
-        return render(family.key, {**variables, "version": version})
-
-    def _look(self, family: Family, key: str) -> tuple[bool, int, Entry | None]:
-        """Whether the class is proved, Redis' clock in ms, and the entry. The control hash comes first: what
-        it proves holds for entries that are read later, not for those that were read before."""
+        if not isinstance(version, bytes):
+            raise redis.ResponseError(f"no version: {version}")
+        key = render(family.key, {**variables, "version": version})
         with self._rdb.pipeline(transaction=False) as p:
-            p.hmget(self._control, "state", "fresh_as_of").time().get(key)
-            control, (seconds, micros), raw = p.execute(raise_on_error=False)
-        if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
-            raw = None
-        proved = family.serve_in_doubt
-        if not proved and isinstance(control, list) and control[0] in (b"ok", b"catching_up") and control[1]:
-            proved = self._source_now() - int(control[1], 16) / 1e6 + family.hold <= family.staleness
-        return proved, seconds * 1000 + micros // 1000, Entry.parse(raw)
+            return key, p.get(key).execute(raise_on_error=False)[0]
+
+    def _proved_until(self, family: Family, control: object) -> float:
+        if family.serve_in_doubt:
+            return math.inf
+        if not isinstance(control, list) or control[0] not in (b"ok", b"catching_up") or not control[1]:
+            return -math.inf
+        try:
+            age = self._source_now() - int(control[1], 16) / 1e6
+        except psycopg.Error:
+            return -math.inf  # what cannot be proved is asked of the source, which will say so itself
+        if age < 0:  # its clock was set: what is known of it is wrong
+            self._source_clock = None
+            return -math.inf
+        return time.monotonic() + family.staleness - family.hold - age
 
     def _ask(self, family: Family, variables: Mapping[str, Value], at_least: str | None, patience: float) -> _Answer:
         while True:
             token = secrets.token_hex(8)  # of one call alone: a copy that is late must not bring a revoked lease back
-            key = self._key(family, variables)  # again after each wait: the version may have moved
-            proved, now, entry = self._look(family, key)
-            old = entry if family.fail_safe and entry is not None and entry.contains(at_least) else None
-            if not proved:
+            until, now, key, entry = self._look(family, variables)  # the version, too: it may move during a wait
+            old = _Old.of(family, entry, at_least, until)
+            if time.monotonic() >= until:
                 return _Answer(old=old)
             if entry is not None and now < entry.fresh_until and entry.contains(at_least):
                 return _Answer(entry=entry)
@@ -228,14 +256,11 @@ class Cache:
             if what == b"lease":
                 return _Answer(key, token=token)
             entry = Entry.parse(rest[0]) if what != b"wait" else None
-            if entry is not None and not entry.contains(at_least):
-                entry = None
+            old = _Old.of(family, entry, at_least, until)
             if what in (b"value", b"stale"):
-                return _Answer(entry=entry)
-            if what == b"refresh":
-                return _Answer(key, token=token, old=entry)  # good for a while yet, should the load fail
-            old = entry if family.fail_safe else None
-            if what == b"expired":
+                good = entry is not None and entry.contains(at_least) and time.monotonic() < until
+                return _Answer(entry=entry if good else None)
+            if what in (b"refresh", b"expired"):  # the first could be served while a thread refreshes it
                 return _Answer(key, token=token, old=old)
             left = patience - time.monotonic()  # wait, held
             if left <= 0:
@@ -245,18 +270,20 @@ class Cache:
     def _load_registered(self, family: Family, answer: _Answer, load: Loader, entities: set[str]) -> _Load:
         """Loads; every entity is registered before the snapshot of the load that is stored."""
         registered: set[str] = set()
-        while True:
-            if answer.token and entities - registered:
-                try:
-                    for entity in entities - registered:
-                        life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
-                        self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
-                    registered |= entities
-                except redis.RedisError:
-                    answer.token = ""
+        life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
+        for _ in range(3):
+            new = entities - registered if answer.token else set()
+            try:
+                for entity in new:
+                    self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
+            except redis.RedisError:
+                answer.token = ""  # what is not registered is not stored
+            registered |= new
             loaded = self._load(load, entities)
             if not answer.token or entities <= registered:
                 return loaded
+        loaded.whole = False  # it declares something else each time
+        return loaded
 
     def _load(self, load: Loader, entities: set[str]) -> _Load:
         with self._connect() as conn, conn.transaction():

@@ -164,12 +164,12 @@ func printExplanations(w io.Writer, f explainFlags, all []mapping.Explanation) {
 			case "lookup":
 				what = k.SQL
 			}
-			fmt.Fprintf(w, "  %-7s %s  %s  (%s image, class %s; %s)\n", k.Op, k.Family, what, k.Image, k.Class, k.Guard)
+			fmt.Fprintf(w, "  %-10s %s  %s  (%s image, class %s; %s)\n", k.Op, k.Family, what, k.Image, k.Class, k.Guard)
 			for i, p := range k.Params {
 				if p == nil {
-					fmt.Fprintf(w, "          $%d = NULL\n", i+1)
+					fmt.Fprintf(w, "             $%d = NULL\n", i+1)
 				} else {
-					fmt.Fprintf(w, "          $%d = %s\n", i+1, *p)
+					fmt.Fprintf(w, "             $%d = %s\n", i+1, *p)
 				}
 			}
 		}

@@ -195,7 +195,7 @@ func TestPrintGrants(t *testing.T) {
 	for _, want := range []string{
 		`CREATE ROLE "the user" LOGIN REPLICATION PASSWORD 'PASSWORD';`, `GRANT CONNECT ON DATABASE :"DBNAME" TO "the user";`,
 		`ALTER TABLE public.users OWNER TO "the user";`,
-		"ACL SETUSER u reset on >PASSWORD ~inv:* ~user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +hdel +zadd +zrem +zscore +zcount +zrangebyscore +persist +select\n",
+		"ACL SETUSER u reset on >PASSWORD ~inv:* ~user:* +unlink +evalsha +script|load +info +scan +get +set +hmget +hset +hgetall +persist +time +getrange +setrange +pttl +pexpire +zrevrange +zrangebyscore +zscore +zrem +hdel +zadd +zcount +select\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)

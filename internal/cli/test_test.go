@@ -56,7 +56,7 @@ func TestAFailedCaseShowsTheDifference(t *testing.T) {
 	want := path + `:4:5: FAIL  fails (update of public.users)
     - key      t:1:user:7  (expected, and did not happen)
     - purge    cart  (expected, and did not happen)
-      mappings[0] (line 38) does not count: its predicate is false
+      mappings[0] (line 41) does not count: its predicate is false
 ` + path + ": 1 passed, 1 failed; 3 mappings of " + filepath.Join(filepath.Dir(path), "mappings.yaml") + " not tested\n"
 	if code != exitDifferences || out != want || errOut != "" {
 		t.Errorf("exit code %d, stderr %q, stdout:\n%s\nwant:\n%s", code, errOut, out, want)

@@ -153,7 +153,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d.metrics.lag(d.health.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{
 		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
-		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned, SourceNow: d.now,
+		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned, SourceNow: d.now, Unfollowed: d.unfollowed,
 	})
 	if err != nil {
 		return nil, &replication.ConfigError{Op: "open redis", Problem: "redis.url cannot be used", Err: err}

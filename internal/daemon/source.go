@@ -81,6 +81,13 @@ func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline 
 	return w
 }
 
+// unfollowed says whether a mapped table is there and its changes do not come through the
+// slot. Readers must not take the cache for fresh then; other tables are followed on.
+func (d *daemon) unfollowed() bool {
+	w := d.watcher.Load()
+	return w != nil && w.Unfollowed()
+}
+
 // catalogChanged invalidates everything that the changed tables map to, and
 // waits until that is applied: only then may the new state count as known. The
 // change was seen in the catalogs, so it is visible and needs no gate.

@@ -131,7 +131,7 @@ func (v *view) text(l invalidation) []byte {
 	if l.Resolved {
 		what += " (for_each)"
 	}
-	return fmt.Appendf(nil, "%s  %-10s  %-8s  %-*s  %-7s  %-*s  %s\n",
+	return fmt.Appendf(nil, "%s  %-10s  %-8s  %-*s  %-10s  %-*s  %s\n",
 		l.Time.Format(timeFormat), l.Position, l.Action, v.table, l.Table, l.Op, v.family, l.Family, what)
 }
 

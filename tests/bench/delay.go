@@ -36,7 +36,9 @@ func (d *delayed) close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, c := range d.conns {
-		err = errors.Join(err, c.Close())
+		if closeErr := c.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {
+			err = errors.Join(err, closeErr)
+		}
 	}
 	return err
 }

@@ -81,15 +81,15 @@ func (b *bench) startReaders(ctx context.Context, scanRate int) (r *readers, sto
 	if err != nil {
 		return nil, nil, err
 	}
-	stop = func() error { defer b.dropSlot(slot); return p.stop() }
+	end := func() error { defer b.dropSlot(slot); return p.stop() }
 	if err := b.waitApplied(ctx, p, slot, 0); err != nil {
-		return nil, nil, errors.Join(err, stop())
+		return nil, nil, errors.Join(err, end())
 	}
 	pool, err := pgxpool.New(ctx, b.pg.URL())
 	if err != nil {
-		return nil, nil, errors.Join(err, stop())
+		return nil, nil, errors.Join(err, end())
 	}
-	return &readers{b, path, pool}, func() error { pool.Close(); return stop() }, nil
+	return &readers{b, path, pool}, func() error { pool.Close(); return end() }, nil
 }
 
 // open is a client of the library as in an application of its own.

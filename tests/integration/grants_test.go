@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/doctor"
 )
@@ -25,12 +26,15 @@ const grantsSchema = `
 const grantsMappings = `
 classes:
   critical: {staleness: 30s}
+  slow: {staleness: 30s, linger: 100ms}
 keys:
   user:    {key: "t:{tenant}:user:{id}", tenant: tenant, class: critical, ttl: 10m}
   product: {key: "product:{id}", class: critical, ttl: 10m}
   odd:     {key: "odd[*]:{id}:x", class: critical, ttl: 10m}
   search:  {key: "t:{tenant}:search:{version}:{q}", version: "t:{tenant}:search", tenant: tenant, class: critical, ttl: 10m}
   cart:    {key: "cart:{id}", class: critical, ttl: 10m}
+  card:    {key: "card:{id}", class: critical, ttl: 10m, on_invalidate: soft, stale_for: 20s}
+  late:    {key: "late:{id}", class: slow, ttl: 10m}
 mappings:
   - table: public.users
     keys: [user]
@@ -39,10 +43,13 @@ mappings:
   - table: public.products
     keys: [product, odd]
   - table: public.sellers
+    dependents: ["seller:{id}"]
     keys:
       - {product: {id: id}, for_each: "SELECT p.id FROM products p JOIN side.stock s ON s.product_id = p.id WHERE s.seller_id = {id}"}
   - message: cart.changed
-    keys: [cart]
+    keys: [cart, card]
+  - message: late.changed
+    keys: [late]
 `
 
 // granted is a world in which the daemon has accounts of its own, with what
@@ -162,6 +169,18 @@ func TestTheDaemonRunsWithWhatIsGranted(t *testing.T) {
 		`UPDATE users SET email = 'c@x' WHERE id = 1`, `UPDATE products SET name = 'r' WHERE id = 10`)
 	step("for_each", keys("product:11"), keys("product:10"), `UPDATE sellers SET name = 't'`)
 	step("a message", keys("cart:5"), keys("cart:6"), `SELECT pg_logical_emit_message(true, 'cart.changed', '{"id": 5}')`)
+	g.register("seller:1", "user t:9:user:9", "search t:7:search:1:q")
+	step("dependents", keys("t:9:user:9", "t:7:search:1:q"), keys("t:9:user:8"), `UPDATE sellers SET name = 'd'`)
+	g.putEntry("card:5", "V", time.Minute)
+	g.putEntry("card:7", "V", time.Minute)
+	g.register("seller:1", "card card:7")
+	g.exec(`SELECT pg_logical_emit_message(true, 'cart.changed', '{"id": 5}')`, `UPDATE sellers SET name = 'e'`)
+	g.settle(p)
+	g.wantMarked(20*time.Second, "card:5", "card:7")
+	g.put("late:5")
+	g.eventually("the class is held back", func() bool { return g.control()["held:slow"] != "" })
+	g.exec(`SELECT pg_logical_emit_message(true, 'late.changed', '{"id": 5}')`)
+	g.eventually("what was held back is applied", func() bool { return g.rdb.Exists(t.Context(), "late:5").Val() == 0 })
 	step("a purge", keys("product:10", "product:12", "odd[*]:7:x"), keys("oddx:7:x", "unmapped"), `TRUNCATE products`)
 	g.exec(`INSERT INTO notes VALUES (1, 8)`)
 	g.settle(p)
@@ -246,7 +265,7 @@ func TestDoctorNamesTheMissingRight(t *testing.T) {
 		g.acl("ACL SETUSER " + g.user + " -" + c)
 		expect("+"+c, "redis_acl", "+"+c, "ACL SETUSER "+g.user+" +"+c)
 	}
-	patterns := []string{"inv:*", "t:*:user:*", "product:*", `odd\[\*\]:*:x`, "t:*:search", "t:*:search:0:*", "cart:*"}
+	patterns := []string{"inv:*", "t:*:user:*", "product:*", `odd\[\*\]:*:x`, "t:*:search", "t:*:search:*:*", "cart:*", "card:*", "late:*"}
 	for _, missing := range patterns {
 		args := []any{"acl", "setuser", g.user, "resetkeys"}
 		for _, p := range patterns {

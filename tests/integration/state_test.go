@@ -49,6 +49,26 @@ func TestStateWhileBehind(t *testing.T) {
 	p.stop()
 }
 
+// A table that has left the publication changes without a word. Until it is back, nothing
+// may be taken for fresh; what other tables change is removed all the same.
+func TestUnpublishedTableKeepsFreshnessBack(t *testing.T) {
+	w := newWorld(t, ddlSchema, ddlMappings)
+	p := w.start()
+	state := func() string { return w.control()["state"] }
+	w.settle(p)
+	w.exec(w.withPublication([]string{`ALTER PUBLICATION %s DROP TABLE items`})...)
+	w.eventually("the state says that it is behind", func() bool { return state() == "catching_up" })
+	w.put("other:5")
+	w.exec(`INSERT INTO other VALUES (5)`)
+	w.eventually("another table's key is gone", func() bool { return !w.cachedNow("other:5") })
+	if state() != "catching_up" {
+		t.Errorf("state %s", state())
+	}
+	w.exec(w.withPublication([]string{`ALTER PUBLICATION %s ADD TABLE items`})...)
+	w.eventually("the state is ok again", func() bool { return state() == "ok" })
+	p.stop()
+}
+
 // Whatever a library has to say goes through the daemon's own log.
 func TestEveryLineOfTheLogIsOurs(t *testing.T) {
 	pg, rd := servertest.Postgres(t), servertest.PrivateRedis(t, localserver.RedisOptions{})

@@ -1,0 +1,193 @@
+package protocol
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+func TestMain(m *testing.M) { servertest.VerifyMain(m) }
+
+// lease is longer than any case; those in which one runs out let it run out.
+const lease = time.Minute
+
+// world is a source and a Redis, in which the test plays the daemon.
+type world struct {
+	db      *servertest.Database
+	rdb     *redis.Client
+	url     string
+	file    *mapping.File
+	control string
+	scripts map[string]string         // by file name without .lua
+	said    atomic.Pointer[published] // nil for nothing
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	redisDB := servertest.Redis(t)
+	w := &world{db: servertest.Postgres(t), rdb: redisDB.Client(t), url: redisDB.URL, scripts: make(map[string]string)}
+	w.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`)
+	var err error
+	if w.file, err = mapping.LoadOffline(filepath.Join("testdata", "mappings.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	w.control = w.file.Redis.Prefix + "source:{" + w.file.Source.Slot.Name + "}"
+	for _, dir := range []string{"cache", "sink"} {
+		files, err := filepath.Glob(filepath.Join("..", "..", dir, "lua", "*.lua"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no scripts in %s: %v", dir, err)
+		}
+		for _, name := range files {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.scripts[strings.TrimSuffix(filepath.Base(name), ".lua")] = string(text)
+		}
+	}
+	w.publish(t, "ok", 0)
+	w.heartbeat(t)
+	return w
+}
+
+// published is what the daemon says of itself.
+type published struct {
+	state  string
+	behind time.Duration
+}
+
+// publish has the control hash say so: at once, and all the time.
+func (w *world) publish(t *testing.T, state string, behind time.Duration) {
+	t.Helper()
+	w.said.Store(&published{state, behind})
+	if err := w.say(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) say(ctx context.Context) error {
+	said := w.said.Load()
+	if said == nil {
+		return nil
+	}
+	low := strings.Repeat("0", 15) + "1"
+	return w.rdb.HSet(ctx, w.control, "state", said.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-said.behind).UnixMicro()),
+		"applied", low, "end", low, "sent", low).Err()
+}
+
+// heartbeat is the daemon's: what it says stays fresh, until the end of the test.
+func (w *world) heartbeat(t *testing.T) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for tick := time.NewTicker(20 * time.Millisecond); ; {
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+				if err := w.say(ctx); err != nil && ctx.Err() == nil {
+					t.Errorf("the daemon's heartbeat: %v", err)
+				}
+			}
+		}
+	}()
+	t.Cleanup(func() { stop(); <-ended })
+}
+
+// write commits a row; it does not invalidate.
+func (w *world) write(t *testing.T, id int, v string) {
+	t.Helper()
+	conn := w.db.Conn(t)
+	if _, err := conn.Exec(t.Context(), `INSERT INTO items VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET v = excluded.v`, id, v); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) unlink(t *testing.T, key string) {
+	t.Helper()
+	if err := w.rdb.Unlink(t.Context(), key).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run calls a script on one key.
+func (w *world) run(t *testing.T, script, key string, args ...any) any {
+	t.Helper()
+	answer, err := w.rdb.Eval(t.Context(), w.scripts[script], []string{key}, args...).Result()
+	if err != nil {
+		t.Fatalf("%s.lua: %v", script, err)
+	}
+	return answer
+}
+
+// soften marks a value as stale, as the daemon does: it may be served so much longer.
+func (w *world) soften(t *testing.T, key string, serve time.Duration) {
+	t.Helper()
+	w.run(t, "soft", key, 0, serve.Milliseconds())
+}
+
+// raw is what lies at the key; "" for nothing.
+func (w *world) raw(t *testing.T, key string) string {
+	t.Helper()
+	raw, err := w.rdb.Get(t.Context(), key).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// entry is an entry in parts, by the offsets of docs/protocol.md.
+type entry struct {
+	Magic, Kind, Holder, Deadline, Fresh, Stale string
+	Fields, Payload                             string
+}
+
+func (w *world) entry(t *testing.T, key string) entry {
+	t.Helper()
+	raw := w.raw(t, key)
+	if raw == "" {
+		return entry{}
+	}
+	if len(raw) < 57 {
+		t.Fatalf("%q is no entry", raw)
+	}
+	e := entry{Magic: raw[:4], Kind: raw[4:5], Holder: raw[5:21], Deadline: raw[21:33], Fresh: raw[33:45], Stale: raw[45:57]}
+	e.Fields, e.Payload, _ = strings.Cut(raw[57:], "\n")
+	return e
+}
+
+// kind is L, V or N; "" where there is nothing.
+func (w *world) kind(t *testing.T, key, want string) {
+	t.Helper()
+	if got := w.entry(t, key).Kind; got != want {
+		t.Fatalf("at %s lies %q, want %q", key, got, want)
+	}
+}
+
+const nobody = "0000000000000000"
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}

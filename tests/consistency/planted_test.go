@@ -111,14 +111,12 @@ func TestPlanted(t *testing.T) {
 			for _, e := range p.edits {
 				plant(t, tree, e)
 			}
-			// It has to build: a compiler's error is no catch.
-			if out, err := inTree(t, tree, 3*time.Minute, "go", "vet", "./cache", "./sink", "./ordering", "./mapping", "./internal/daemon"); err != nil {
-				t.Fatalf("the planted bug does not build: %v\n%s", err, out)
-			}
-			out, err := inTree(t, tree, 4*time.Minute, "go", "test", "./tests/consistency", "-count", "1", "-v", "-timeout", "3m",
+			out, err := inTree(t, tree, 8*time.Minute, "go", "test", "./tests/consistency", "-count", "1", "-v", "-timeout", "3m",
 				"-run", "^TestConsistency$/^library$/^"+escapeName(p.scenario)+"$")
 			text := string(out)
 			switch {
+			case strings.Contains(text, "[build failed]") || strings.Contains(text, "build the daemon:"):
+				t.Errorf("the planted bug does not build, which is no catch\n%s", tail(text))
 			case err == nil:
 				t.Errorf("%q does not catch it\n%s", p.scenario, tail(text))
 			case !strings.Contains(text, "--- FAIL: TestConsistency/library/"):
@@ -197,7 +195,8 @@ func inTree(t *testing.T, tree string, limit time.Duration, name string, args ..
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = tree
-	cmd.Env = append(os.Environ(), "CDC_CONSISTENCY=long", "GOFLAGS=-buildvcs=false")
+	// Without paths in them, the packages that are the same in all copies are built once.
+	cmd.Env = append(os.Environ(), "CDC_CONSISTENCY=long", "GOFLAGS=-buildvcs=false -trimpath")
 	return cmd.CombinedOutput()
 }
 

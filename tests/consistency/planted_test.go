@@ -82,7 +82,7 @@ func plantedBugs() []planted {
 		{"memory keeps what was read before a removal", "L1: stored late",
 			one("cache/l1.go", "if m.seq < l.floor || l.recent[m.key] > m.seq {", "if m.seq < l.floor {")},
 		{"a gap in the stream is passed over", "L1: stream cut",
-			one("cache/stream.go", "if !first && (m.session != s.session || m.n != s.n+1) {", "if false {")},
+			one("cache/stream.go", "	case m.session != s.session || m.n != s.n+1:", "	case false:")},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -195,6 +196,10 @@ func inTree(t *testing.T, tree string, limit time.Duration, name string, args ..
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = tree
+	// A limit that is reached ends the test that `go test` runs, too.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 10 * time.Second
 	// Without paths in them, the packages that are the same in all copies are built once.
 	cmd.Env = append(os.Environ(), "CDC_CONSISTENCY=long", "GOFLAGS=-buildvcs=false -trimpath")
 	return cmd.CombinedOutput()

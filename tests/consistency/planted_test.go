@@ -50,7 +50,10 @@ func plantedBugs() []planted {
 		{"soft.lua leaves the refresh its right to fill", "soft: refresh asleep across a second change",
 			one("sink/lua/soft.lua", "redis.pcall('SETRANGE', key, 5, '0000000000000000000000000000000000000000' .. stale)", "redis.pcall('SETRANGE', key, 33, '000000000000' .. stale)")},
 		{"soft.lua prolongs what was marked before", "soft: nobody can refresh",
-			one("sink/lua/soft.lua", "if string.sub(header, 46, 57) < stale then stale = string.sub(header, 46, 57) end", "")},
+			[]edit{
+				{"sink/lua/soft.lua", "if string.sub(header, 46, 57) < stale then stale = string.sub(header, 46, 57) end", ""},
+				{"sink/lua/soft.lua", "if done and (left < 0 or left > keep) then", "if done then"}, // it would be gone by then
+			}},
 		{"dependents are registered after the load", "dependents: load asleep", []edit{
 			{"cache/load.go", "		if len(pending) > 0 && proved {\n", "		if late := pending; len(late) > 0 && proved {\n			defer func() { _ = c.register(context.WithoutCancel(ctx), f, keys, late) }()\n			registered = append(registered, late...)\n			pending = nil\n		}\n		if len(pending) > 0 && proved {\n"},
 		}},
@@ -65,7 +68,7 @@ func plantedBugs() []planted {
 		{"the checkpoint is stored before the batch is applied", "daemon killed at every point",
 			one("internal/daemon/applier.go", "		failpoint.Hit(failpoint.Gated)\n", "		if p, ok := b.Position(); ok {\n			a.pending, a.unsaved = p, true\n			if err := a.save(ctx); err != nil {\n				return err\n			}\n		}\n		failpoint.Hit(failpoint.Gated)\n")},
 		{"the daemon's silence is taken for health", "hold: daemon stops before it has applied",
-			one("cache/control.go", "if age > class.Staleness+spare {", "if false {")},
+			one("cache/control.go", "if age > class.Staleness+spare {", "if age < 0 {")},
 		{"the proof leaves out what a class holds back", "hold: daemon stops before it has applied",
 			one("cache/control.go", " + class.Hold()\n", "\n")},
 		{"what is held is forgotten before it is applied", "held: daemon killed while it applies", []edit{

@@ -108,9 +108,11 @@ func (c *pausedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *pausedConn) SetDeadline(t time.Time) error      { return c.Conn.SetDeadline(c.deadline(t)) }
-func (c *pausedConn) SetReadDeadline(t time.Time) error  { return c.Conn.SetReadDeadline(c.deadline(t)) }
-func (c *pausedConn) SetWriteDeadline(t time.Time) error { return c.Conn.SetWriteDeadline(c.deadline(t)) }
+func (c *pausedConn) SetDeadline(t time.Time) error     { return c.Conn.SetDeadline(c.deadline(t)) }
+func (c *pausedConn) SetReadDeadline(t time.Time) error { return c.Conn.SetReadDeadline(c.deadline(t)) }
+func (c *pausedConn) SetWriteDeadline(t time.Time) error {
+	return c.Conn.SetWriteDeadline(c.deadline(t))
+}
 
 func (c *pausedConn) deadline(t time.Time) time.Time {
 	if c.p.untimed() {

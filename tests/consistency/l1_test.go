@@ -65,7 +65,11 @@ func l1StoreLate(s *stage) {
 	d := s.world.start()
 	a, _ := s.newL1()
 	b := s.newLibrary()
-	for row := range int64(3) {
+	rows := int64(1)
+	if longForm() {
+		rows = 5
+	}
+	for row := range rows {
 		c := cell{view: viewsOf(item)[0], row: 4*row + 4}
 		s.see(b, c)
 		got := a.pauses.answered("get", plainKey(c))

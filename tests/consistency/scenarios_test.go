@@ -27,11 +27,13 @@ func libraryScenarios() []scenario {
 		{name: "library/lease runs out during a load", run: leaseRunsOut},
 		{name: "library/hold: daemon stops before it has applied", long: true, options: longHold, run: daemonStopsHolding},
 		{name: "library/commit waits for a standby", options: ownSource, run: commitWaits},
-		{name: "library/expiry storm", options: shortTTL, run: plainTraffic},
-		{name: "library/third party unlinks", run: thirdParty},
+		{name: "library/expiry storm", long: true, options: shortTTL, run: plainTraffic},
+		{name: "library/third party unlinks", long: true, run: thirdParty},
 		{name: "library/small Redis evicts", long: true, options: ownRedis, run: smallRedis},
 		{name: "library/daemon killed at every point", run: daemonKilledAtPoints},
 		{name: "library/daemon killed in a loop", long: true, run: daemonKilledInALoop},
+		{name: "library/held: daemon killed while it applies", long: true, run: daemonKilledDraining},
+		{name: "library/loader slower than its class", run: slowLoader},
 		{name: "library/daemon stopped", long: true, run: daemonStopped},
 		{name: "library/Redis restarted empty", options: ownRedis, run: redisRestartedEmpty},
 		{name: "library/Redis restarted with old data", long: true, options: ownRedis, run: redisRestartedOld},
@@ -42,7 +44,7 @@ func libraryScenarios() []scenario {
 		{name: "library/L1: stored late", run: l1StoreLate},
 		{name: "library/L1: stream cut", run: l1StreamCut},
 		{name: "library/sessions with tokens", run: sessions},
-		{name: "library/sessions with tokens, daemon stopped", run: sessionsDaemonStopped},
+		{name: "library/sessions with tokens, daemon stopped", long: true, run: sessionsDaemonStopped},
 		{name: "library/token: applied between read and check", run: tokenAppliedMeanwhile},
 		{name: "library/stampede", run: stampede},
 		{name: "library/loader slower than the others wait", run: stampedeWaitBound},
@@ -269,11 +271,11 @@ func versionKeysEvicted(s *stage) {
 	}
 }
 
-// A loader takes longer than its lease; another one has loaded meanwhile. The first one's
-// fill comes too late.
+// A loader takes longer than its lease. Another one has loaded meanwhile, or is loading.
+// The first one's fill comes too late.
 func leaseRunsOut(s *stage) {
 	d := s.world.start()
-	a, b := s.newLibrary(cache.WithLease(50*time.Millisecond)), s.newLibrary(cache.WithLease(10*time.Second))
+	a, b := s.newLibrary(cache.WithLease(50*time.Millisecond)), s.newLibrary(cache.WithLease(time.Minute))
 	for i, v := range viewsOf(item, lingering, item) {
 		c := cell{view: v, row: int64(4*i + 4)}
 		p := s.pauses.next(c)
@@ -282,15 +284,61 @@ func leaseRunsOut(s *stage) {
 		s.eventually("the lease has run out", func() bool { return !s.exists(plainKey(c)) })
 		s.change(c.row)
 		s.applied(d, v)
-		if i < 2 {
-			s.wantNow(b, c) // is stored: the late fill would overwrite it
-		}
+		s.wantNow(b, c) // is stored: the late fill would overwrite it
 		close(p.resume)
 		s.finish(slow)
 		s.compareCached()
 		s.wantNow(b, c)
 	}
+	// The lease in the key is another one's when the late fill comes.
+	c := cell{view: viewsOf(item)[0], row: 16}
+	first, second := s.pauses.next(c), s.pauses.next(c)
+	slow := s.start(a, c)
+	first.await(s)
+	s.eventually("the lease has run out", func() bool { return !s.exists(plainKey(c)) })
+	s.change(c.row)
+	s.settle(d)
+	other := s.start(b, c)
+	second.await(s)
+	close(first.resume)
+	s.finish(slow)
+	close(second.resume)
+	s.finish(other)
 	s.compareCached()
+	s.wantNow(b, c)
+	s.compareCached()
+}
+
+// A load takes longer than the class allows, the row changes meanwhile, and nothing takes
+// the reader's lease away: the daemon stands still, or the change has moved the version
+// and not touched the key. What is returned in the end must be younger than that.
+func slowLoader(s *stage) {
+	d := s.world.start()
+	a := s.newLibrary()
+	for i, v := range viewsOf(item, listed) {
+		c := cell{view: v, row: int64(4*i + 4)}
+		p := s.pauses.next(c)
+		slow := s.start(a, c)
+		p.await(s)
+		if v.family == item {
+			s.signal(d, syscall.SIGSTOP)
+		}
+		s.change(c.row)
+		budget := elapsed(v.budget + 50*time.Millisecond)
+		if v.family == listed {
+			s.settle(d)
+		}
+		s.eventually("the budget is over", budget)
+		close(p.resume)
+		if shown, want := s.finish(slow), s.history.latest(c.row); shown[0] != want {
+			s.t.Errorf("a slow read of %s returned state %d, replaced longer ago than its class allows by %d", c, shown[0], want)
+		}
+		if v.family == item {
+			s.signal(d, syscall.SIGCONT)
+		}
+		s.settle(d)
+		s.compareCached()
+	}
 }
 
 func longHold() worldOptions {

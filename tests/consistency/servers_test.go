@@ -139,6 +139,30 @@ func daemonKilledAtPoints(s *stage) {
 	s.wantSettled(d, views, a)
 }
 
+// The daemon is killed between taking what it has held back and being done with that.
+func daemonKilledDraining(s *stage) {
+	a := s.newLibrary()
+	views := viewsOf(lingering)
+	for i, point := range []failpoint.Point{failpoint.HeldTaken, failpoint.HeldApplied, failpoint.HeldDone} {
+		s.settleOnce(views, a)
+		d := s.launch(fmt.Sprintf("CDC_FAILPOINT=%s:1", point))
+		s.eventually("the daemon follows the source, or has been killed", func() bool { return d.ended() || d.logged("msg=streaming") > 0 })
+		for row := int64(10 * i); !d.ended(); row++ {
+			if row == int64(10*i+10) {
+				s.t.Fatalf("the daemon never got to %s", point)
+			}
+			s.change(row) // one that is applied at once, since the daemon was late, gets it nowhere
+			over := elapsed(2 * time.Second)
+			s.eventually("it has been applied, or the daemon has been killed", func() bool { return d.ended() || over() })
+		}
+		d = s.world.start()
+		s.settleAll(d)
+		s.compareCached()
+		d.kill()
+	}
+	s.wantSettled(s.world.start(), views, a)
+}
+
 // settleOnce lets a daemon catch up, has everything cached, and kills it again.
 func (s *stage) settleOnce(views []*view, r reader) {
 	s.t.Helper()

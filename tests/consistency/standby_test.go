@@ -96,6 +96,10 @@ func standbyStands(s *stage) {
 		s.compareCached()
 		b.goOn()
 	}
+	if !longForm() {
+		s.wantSettled(d, views, fleet...)
+		return
+	}
 	tr := s.traffic(2, everyView(), fleet...)
 	for range 4 {
 		b.stop()

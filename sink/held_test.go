@@ -538,6 +538,9 @@ func TestDrainIsRefused(t *testing.T) {
 	if _, err := h.Drain(t.Context(), h.take(h.clock)); !errors.Is(err, ErrSuperseded) {
 		t.Errorf("of an earlier generation: %v", err)
 	}
+	if n := c.ZCard(t.Context(), h.takenKey("critical")).Val(); n != 1 {
+		t.Error("one of an earlier generation has taken something")
+	}
 	if got := other.HeldSets(); len(got) != 1 {
 		t.Fatalf("the new generation does not know the set: %v", got)
 	}
@@ -668,22 +671,40 @@ func TestHeldAndDedicatedPurge(t *testing.T) {
 	h.want(true, "t:1:user:2")
 }
 
-// A node whose history changed under a connection that stayed up, so that it may have lost
-// what was just applied, keeps what is to be applied again.
-func TestHeldAndAnotherHistory(t *testing.T) {
-	s, c := server(t)
-	h := newHeld(t, s.URL(), c)
-	h.put(h.invs("t:1:user:1")...)
+// A node whose history changed under a connection that stayed up may have lost what was
+// just applied, and must not lose what is to be applied again.
+func TestHeldScriptsKnowTheirHistory(t *testing.T) {
+	h := newSharedHeld(t)
+	h.put(h.invs("t:1:user:1", "t:1:user:2")...)
 	h.clock = h.clock.Add(testHold)
-	got := h.takenBy(h.Redis)
-	if err := c.Do(t.Context(), "debug", "change-repl-id").Err(); err != nil {
-		t.Fatal(err)
+	h.takenBy(h.Redis)
+	h.put(h.invs("t:1:user:3")...)
+	look := func() string {
+		return fmt.Sprint(h.c.ZRange(t.Context(), h.heldKey("critical"), 0, -1).Val(), h.c.ZRange(t.Context(), h.takenKey("critical"), 0, -1).Val(),
+			h.c.HGetAll(t.Context(), h.controlKey).Val())
 	}
-	if err := h.done(t.Context(), h.backend.Load(), h.sets["critical"], got.members); !errors.Is(err, ErrNodeChanged) {
-		t.Errorf("removed from another history: %v", err)
+	before := look()
+	const other = "0123456789abcdef0123456789abcdef01234567"
+	s := h.sets["critical"]
+	g := hex32(stored(t, h.Redis).Generation)
+	control, held, taken := h.controlKey, h.heldKey("critical"), h.takenKey("critical")
+	members := []any{g, other, ""}
+	for _, m := range h.c.ZRange(t.Context(), taken, 0, -1).Val() {
+		members = append(members, m)
 	}
-	fill(t, c, "t:1:user:1")
-	mustAttach(t, h.Redis)
-	h.drain()
-	h.want(true, "t:1:user:1")
+	for name, cmd := range map[string]*redis.Cmd{
+		"hold": h.scripts.hold.command(t.Context(), []any{control, held, taken}, []any{g, other, "held:critical", "", "", ""}),
+		"take": h.scripts.take.command(t.Context(), []any{control, held, taken}, []any{g, other, s.nonce, nonce(), "0", "(+inf", 200, ""}),
+		"done": h.scripts.done.command(t.Context(), []any{control, taken}, members),
+	} {
+		if err := h.c.Process(t.Context(), cmd); err != nil {
+			t.Fatal(err)
+		}
+		if answer := fmt.Sprint(cmd.Val()); strings.Trim(answer, "[]") != "node" {
+			t.Errorf("%s answered %q", name, answer)
+		}
+		if after := look(); after != before {
+			t.Errorf("%s changed\n%s\nto\n%s", name, before, after)
+		}
+	}
 }

@@ -262,7 +262,13 @@ func TestCancelledReaderDoesNotFailTheOthers(t *testing.T) {
 	g := newGated()
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
-	go func() { _, err := v.Get(ctx, Vars{"id": 1}, g.load(1)); first <- err }()
+	go func() {
+		_, err := v.Get(ctx, Vars{"id": 1}, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			s, err := g.load(1)(ctx, tx)
+			return s, errors.Join(err, ctx.Err())
+		})
+		first <- err
+	}()
 	<-g.read
 	second := make(chan string, 1)
 	go func() {

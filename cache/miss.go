@@ -26,6 +26,7 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 	pause := waitFirst
 	waited := false
 	for {
+		v.c.control.use(ctx) // also while nobody else reads
 		mark, known := v.mark(key), under
 		if !v.f.Versioned {
 			known = v.c.control.look()
@@ -159,6 +160,7 @@ func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease strin
 		return out, err
 	}
 	if !out.standby {
+		v.c.control.use(ctx) // a long load is no pause
 		out.known = v.c.control.look()
 	}
 	stored, err := parseDone(v.c.scripts.fill.run(ctx, v.c.rdb, key, args...))

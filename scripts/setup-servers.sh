@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that there is what the demo and the tests need: a Postgres and a Redis
 # that they can start themselves, and for --test also a C compiler for the race
-# detector. It prints what will be used.
+# detector and a Python with two modules. It prints what will be used.
 #
 # An installed server is used as it is. A missing one is installed from the
 # distribution's packages when this runs as root on a Debian-like system; else Docker
@@ -12,8 +12,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-need_cc=false
-[ "${1:-}" = --test ] && need_cc=true
+for_tests=false
+[ "${1:-}" = --test ] && for_tests=true
 
 say() { printf 'set-up: %s\n' "$*"; }
 fail() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
@@ -104,9 +104,32 @@ provide_cc() {
   say "cc: $("$cc" --version | head -n 1)"
 }
 
+# The reader in Python is tested with the modules of the distribution, which are for its
+# own python3: that need not be the first in the PATH.
+python_with_modules() {
+  local python
+  for python in ${CDC_PYTHON:-python3 /usr/bin/python3}; do
+    if "$python" -c 'import redis, psycopg' 2>/dev/null; then
+      say "python: $("$python" --version) ($python) with redis and psycopg"
+      return
+    fi
+  done
+  return 1
+}
+provide_python() {
+  python_with_modules && return
+  if install_packages "$@" && python_with_modules; then return; fi
+  say "python: the tests of the Python reader need a python3 with the modules redis and psycopg (CDC_PYTHON names one)" >&2
+  failed=true
+  lacking+=("$@")
+}
+
 provide postgres postgresql
 provide redis redis-server
-if $need_cc; then provide_cc gcc libc6-dev; fi
+if $for_tests; then
+  provide_cc gcc libc6-dev
+  provide_python python3 python3-redis python3-psycopg
+fi
 
 if $failed; then
   [ ${#lacking[@]} = 0 ] || say "install what is missing: sudo apt-get install ${lacking[*]}" >&2

@@ -130,7 +130,9 @@ func (p *pythonReader) say(t *testing.T, message any) {
 }
 
 func (p *pythonReader) listen(t *testing.T, out io.Reader, ready chan struct{}) {
-	for lines := bufio.NewScanner(out); lines.Scan(); {
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20) // a value is a line
+	for lines.Scan() {
 		var e event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			t.Errorf("the Python reader said %q: %v", lines.Text(), err)

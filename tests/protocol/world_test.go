@@ -71,7 +71,7 @@ type published struct {
 func (w *world) publish(t *testing.T, state string, behind time.Duration) {
 	t.Helper()
 	w.said.Store(&published{state, behind})
-	if err := w.say(t.Context()); err != nil {
+	if err := w.say(context.WithoutCancel(t.Context())); err != nil { // also after a case, whose context has ended
 		t.Fatal(err)
 	}
 }

@@ -34,8 +34,7 @@ type Client struct {
 	source  *gate   // of loads
 	redis   breaker // so that reads do not wait for its timeouts while it is down
 	standby breaker
-	trouble atomic.Bool  // its last call failed
-	waiting atomic.Int64 // reads that wait for somebody else's load
+	trouble atomic.Bool // its last call failed
 	tags    *lru.Cache[string, []string]
 
 	closed     atomic.Bool
@@ -93,7 +92,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	if c.metrics, err = newMetrics(o.registerer, o.l1 > 0); err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
-	key := c.prefix + "source:{" + o.file.Source.Slot.Name + "}"
+	key := mapping.ControlKey(c.prefix, o.file.Source.Slot.Name)
 	c.control = newControl(rdb, key, pool, c.clock, pollInterval(plan), c.log)
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := c.openL1(); err != nil {
@@ -163,12 +162,22 @@ func (c *Client) do(f func(context.Context)) bool {
 	return true
 }
 
+// detached runs f in the background until Close, on a context with the values of ctx that
+// does not end with it but after the time that a load may take; false after Close.
+func (c *Client) detached(ctx context.Context, f func(context.Context)) bool {
+	return c.do(func(closing context.Context) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.o.loadTimeout)
+		defer cancel()
+		defer context.AfterFunc(closing, cancel)()
+		f(ctx)
+	})
+}
+
 const onDoubtServe = "serve"
 
 // Other doubts, beside those of the control hash.
 const (
 	doubtRedis = "redis" // it does not answer
-	doubtToken = "token" // what is cached is older than the read's token, and somebody else is loading
 )
 
 // holds says whether what was read of the family from Redis, after the daemon's state known

@@ -214,8 +214,9 @@ func TestGetMany(t *testing.T) {
 	other, _ := b.open()
 	go func() { _, _ = viewOf(b, other, "item").Get(t.Context(), Vars{"id": 1}, g.load(1)) }()
 	<-g.read
+	waits := counted(t, b.registry, "cache_waits_total")
 	go func() {
-		eventually(t, "it waits", func() bool { return b.c.waiting.Load() > 0 })
+		eventually(t, "it waits", func() bool { return counted(t, b.registry, "cache_waits_total") > waits })
 		close(g.done)
 	}()
 	asked = nil
@@ -295,7 +296,7 @@ func TestRefreshAndInvalidate(t *testing.T) {
 		}
 		got <- s
 	}()
-	eventually(t, "the second one waits", func() bool { return b.c.waiting.Load() > 0 })
+	eventually(t, "the second one waits", func() bool { return counted(t, b.registry, "cache_waits_total") > 0 })
 	close(g.done)
 	if s := <-got; s != "four" {
 		t.Errorf("%q", s)

@@ -68,11 +68,8 @@ func (v *View[T]) fly(ctx context.Context, kind flightKind, key string, work fun
 	if !first {
 		return f
 	}
-	if !v.c.do(func(closing context.Context) {
+	if !v.c.detached(ctx, func(ctx context.Context) {
 		defer v.flights.land(name, f)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.c.o.loadTimeout)
-		defer cancel()
-		defer context.AfterFunc(closing, cancel)()
 		f.err = errNoReturn
 		defer func() {
 			// The loader is the application's, and this goroutine is not: nobody else would

@@ -184,7 +184,7 @@ func (c *Client) openL1() error {
 	if c.l1, err = newL1(c.o.l1, c.clock, c.metrics.l1); err != nil {
 		return err
 	}
-	s := &l1Stream{l1: c.l1, rdb: c.rdb, key: c.prefix + "stream:{" + c.o.file.Source.Slot.Name + "}", log: c.log}
+	s := &l1Stream{l1: c.l1, rdb: c.rdb, key: mapping.StreamKey(c.prefix, c.o.file.Source.Slot.Name), log: c.log}
 	c.do(s.run)
 	return nil
 }

@@ -72,8 +72,6 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 		if !waited {
 			waited = true
 			v.f.metrics.waits.Inc()
-			v.c.waiting.Add(1)
-			defer v.c.waiting.Add(-1)
 		}
 		left := time.Until(giveUp)
 		if left <= 0 {
@@ -115,10 +113,7 @@ func oldIf[T any](old *outcome[T], readable bool) *outcome[T] {
 
 // behind loads while the old value is served.
 func (v *View[T]) behind(ctx context.Context, key string, mark l1Mark, lease string, load loader[T]) {
-	started := v.c.do(func(closing context.Context) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.c.o.loadTimeout)
-		defer cancel()
-		defer context.AfterFunc(closing, cancel)()
+	started := v.c.detached(ctx, func(ctx context.Context) {
 		defer v.rescue()
 		if _, err := v.fill(ctx, key, mark, lease, nil, nil, load); err != nil {
 			v.c.log.Debug("a value could not be refreshed; the old one is served while it may be", "family", v.f.Name, "error", err)

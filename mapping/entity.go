@@ -64,9 +64,6 @@ func (p *Plan) newEntity(kind string, t *Template, strictest *Class) *Entity {
 	return e
 }
 
-// DependentsKey is the key of the set of what depends on an entity.
-func DependentsKey(prefix, entity string) string { return prefix + "dep:" + entity }
-
 // entityKind is the name at the begin of an entity's template: a name, ':' and
 // variables with ':' between them.
 func entityKind(t *Template) (kind string, ok bool) {

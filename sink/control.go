@@ -25,10 +25,6 @@ const (
 	StateGap        State = "gap"         // changes may be missing; the purge is under way
 )
 
-// ControlKey is the key of a slot's control hash. The braces are part of it: a
-// hash tag, so that whatever else belongs to the slot can be in its cluster slot.
-func ControlKey(prefix, slot string) string { return prefix + "source:{" + slot + "}" }
-
 // Source identifies the history that positions belong to.
 type Source struct {
 	SystemID string

@@ -256,7 +256,7 @@ func (r *Redis) purgeLost(ctx context.Context, be *backend, s *heldSet, plan *ma
 			continue // nobody knows its keys any more
 		}
 		// Stream 0 is below any other, so every version found is counted up.
-		if _, err := r.purge(ctx, be, f, nil, "0000000000000000", 0); err != nil {
+		if _, err := r.purge(ctx, be, f, nil, zeroStream, 0); err != nil {
 			return fmt.Errorf("purge of family %s: %w", name, err)
 		}
 	}

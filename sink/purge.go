@@ -55,7 +55,7 @@ func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progre
 	p := Progress{Total: len(families)}
 	for _, f := range families {
 		// Stream 0 is below any other, so every version found is counted up.
-		removed, err := r.purge(ctx, be, f, nil, "0000000000000000", 0)
+		removed, err := r.purge(ctx, be, f, nil, zeroStream, 0)
 		if err != nil {
 			return r.fail("purge of family "+f.Name, "", err)
 		}

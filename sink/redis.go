@@ -2,8 +2,6 @@ package sink
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -115,14 +113,10 @@ func Open(o Options) (*Redis, error) {
 	if err != nil {
 		return nil, &Error{Op: "open", Kind: KindUsage, Err: err}
 	}
-	var nonce [8]byte
-	if _, err := rand.Read(nonce[:]); err != nil {
-		return nil, &Error{Op: "open", Kind: KindOther, Err: err}
-	}
 	r := &Redis{
 		endpoint:   e,
 		prefix:     prefix,
-		controlKey: ControlKey(prefix, o.Slot),
+		controlKey: mapping.ControlKey(prefix, o.Slot),
 		region:     o.Region,
 		slot:       o.Slot,
 		dedicated:  o.Config.Dedicated,
@@ -130,7 +124,7 @@ func Open(o Options) (*Redis, error) {
 		metrics:    m,
 		scripts:    newScripts(),
 		limiter:    rate.NewLimiter(rate.Limit(scanRate), max(scanRate/10, scanCount)),
-		writer:     hex.EncodeToString(nonce[:]),
+		writer:     nonce(),
 		now:        time.Now,
 		sourceNow:  o.SourceNow,
 		unfollowed: o.Unfollowed,

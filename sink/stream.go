@@ -3,8 +3,6 @@ package sink
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -25,10 +23,6 @@ const (
 	// readers have not read yet, and most of a reader's memory would go anyway.
 	publishedKeys = 16384
 )
-
-// StreamKey is the key of a slot's invalidation stream. It is in the cluster slot of
-// the control hash.
-func StreamKey(prefix, slot string) string { return prefix + "stream:{" + slot + "}" }
 
 // stream tells readers which keys were removed, so that they can keep values in their
 // own memory. A nil stream is one that is switched off: its methods do nothing.
@@ -61,7 +55,7 @@ func newStream(config mapping.Redis, prefix, slot string, m *metrics) *stream {
 	if config.StreamMaxLength <= 0 {
 		return nil
 	}
-	return &stream{key: StreamKey(prefix, slot), length: config.StreamMaxLength, metrics: m, broken: true}
+	return &stream{key: mapping.StreamKey(prefix, slot), length: config.StreamMaxLength, metrics: m, broken: true}
 }
 
 // attach begins anew: what this Redis has is not what was published before, and until
@@ -166,9 +160,7 @@ func (s *stream) messages() []message {
 // broken.
 func (s *stream) command(ctx context.Context, script *script, replID string, list []message) *redis.Cmd {
 	if s.broken {
-		var b [8]byte
-		_, _ = rand.Read(b[:]) // never fails
-		s.session, s.n = hex.EncodeToString(b[:]), 0
+		s.session, s.n = nonce(), 0
 		s.metrics.streamSessions.Inc()
 	}
 	s.broken = true

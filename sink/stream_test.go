@@ -104,7 +104,7 @@ func TestStreamTellsOfABatch(t *testing.T) {
 	db := servertest.Redis(t)
 	c := db.Client(t)
 	r := attached(t, db.URL, streamed)
-	key := StreamKey("inv:", "shop")
+	key := mapping.StreamKey("inv:", "shop")
 	begun := messagesOf(t, c, key)
 	if len(begun) != 1 || !begun[0].all || begun[0].n != 1 || !begun[0].fresh.IsZero() {
 		t.Fatalf("a new generation is told as %+v, want one message that drops all and proves nothing", begun)
@@ -206,7 +206,7 @@ func TestNothingIsToldBeforeItIsDone(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := attached(t, "redis://cdc:hunter2@"+s.Address(), streamed)
-	key := StreamKey("inv:", "shop")
+	key := mapping.StreamKey("inv:", "shop")
 	before := c.XLen(t.Context(), key).Val()
 	b := beating(t, 100, time.Now(), deletes(plain(t), "t:7:user:1", "forbidden")...)
 	if err := r.Apply(t.Context(), b); err == nil {
@@ -238,7 +238,7 @@ func TestALostReplyBeginsASession(t *testing.T) {
 	s, c := server(t)
 	p := newProxy(t, nil, s.Address())
 	r := attached(t, p.url(), streamed)
-	key := StreamKey("inv:", "shop")
+	key := mapping.StreamKey("inv:", "shop")
 	if err := r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "a")...)); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestAttachingBeginsASession(t *testing.T) {
 	db := servertest.Redis(t)
 	c := db.Client(t)
 	r := attached(t, db.URL, streamed)
-	key := StreamKey("inv:", "shop")
+	key := mapping.StreamKey("inv:", "shop")
 	if err := r.Apply(t.Context(), beating(t, 100, time.Now(), deletes(plain(t), "a")...)); err != nil {
 		t.Fatal(err)
 	}

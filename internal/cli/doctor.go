@@ -52,7 +52,7 @@ for a faulty file.`,
 			}
 			load := mapping.Load
 			if grants {
-				load = loadOffline // they are printed before the accounts in the URLs exist
+				load = mapping.LoadOffline // they are printed before the accounts in the URLs exist
 			}
 			file, err := load(config)
 			if err != nil {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
@@ -13,18 +12,9 @@ func offlineEnv() mapping.Env {
 	return mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true}
 }
 
-// loadOffline reads a mappings file whose URLs need not be there.
-func loadOffline(path string) (*mapping.File, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the mappings: %w", err)
-	}
-	return mapping.Parse(path, data, offlineEnv())
-}
-
-// loadPlan is loadOffline for what needs no server.
+// loadPlan reads a mappings file for what needs no server.
 func loadPlan(path string) (*mapping.Plan, error) {
-	file, err := loadOffline(path)
+	file, err := mapping.LoadOffline(path)
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func (f *provisionFlags) connect(cmd *cobra.Command, purpose string) (*pgx.Conn,
 	if f.config == "" {
 		return nil, desired, usageErrorf("--config is needed: the file that says which changes make which keys stale")
 	}
-	file, err := loadOffline(f.config)
+	file, err := mapping.LoadOffline(f.config)
 	if err != nil {
 		return nil, desired, err
 	}

@@ -118,7 +118,7 @@ func (a *app) printTapSummary(sum tap.Summary, asJSON bool) error {
 // loadForSource reads a file for a command that needs the source and not Redis,
 // whose URL need not be there.
 func loadForSource(path string) (*mapping.File, error) {
-	file, err := loadOffline(path)
+	file, err := mapping.LoadOffline(path)
 	if err != nil {
 		return nil, err
 	}

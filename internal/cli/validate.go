@@ -71,7 +71,7 @@ func validate(path string) validation {
 	if err != nil {
 		return fail(err)
 	}
-	file, err := mapping.Parse(path, data, mapping.Env{LookupEnv: os.LookupEnv, ReadFile: os.ReadFile, AllowUnset: true})
+	file, err := mapping.Parse(path, data, offlineEnv())
 	if err != nil {
 		if !errors.As(err, &v.Faults) {
 			return fail(err)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
-	"github.com/cdc-invalidator/cdc-invalidator/sink"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // The load leaves room on two cores for the servers, so that the latencies are those
@@ -150,7 +150,7 @@ func (d *demo) caughtUp(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	key := sink.ControlKey(d.file.Redis.Prefix, d.file.Source.Slot.Name)
+	key := mapping.ControlKey(d.file.Redis.Prefix, d.file.Source.Slot.Name)
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	for {

@@ -1,0 +1,15 @@
+package mapping
+
+// What lies in Redis beside the cached values, and that the daemon and readers have to
+// find under the same names. prefix is redis.prefix.
+
+// ControlKey is the key of a slot's control hash. The braces are part of it: a hash tag,
+// so that whatever else belongs to the slot can be in its cluster slot.
+func ControlKey(prefix, slot string) string { return prefix + "source:{" + slot + "}" }
+
+// StreamKey is the key of a slot's invalidation stream. It is in the cluster slot of the
+// control hash.
+func StreamKey(prefix, slot string) string { return prefix + "stream:{" + slot + "}" }
+
+// DependentsKey is the key of the set of what depends on an entity.
+func DependentsKey(prefix, entity string) string { return prefix + "dep:" + entity }

@@ -97,7 +97,7 @@ func TestNoValueIsShown(t *testing.T) {
 	p.collect()
 
 	tap.stop() // with Ctrl-C's signal or SIGTERM: exit code 0
-	for _, want := range []string{"delete   user", "lookup   number", "purge    number", "advance  search", "message  ", "ddl  ", "truncate", " 0 left out"} {
+	for _, want := range []string{"delete      user", "lookup      number", "purge       number", "advance     search", "message  ", "ddl  ", "truncate", " 0 left out"} {
 		if tap.logged(want) == 0 {
 			t.Errorf("%q is not in what tap showed:\n%s", want, tap.log.String())
 		}

@@ -34,7 +34,7 @@ func TestTheExampleFileRuns(t *testing.T) {
 	w.exec(`UPDATE products SET price_cents = 99 WHERE id = 10`)
 	w.put("page:10", "page:11")
 	w.exec(`UPDATE products SET price_cents = 98, version = 2 WHERE id = 10`)
-	w.settle(p)
+	w.drained(p)
 	if w.cachedNow("page:10") || !w.cachedNow("page:11") || w.get("t:7:search") == "" {
 		t.Errorf("after a price change there are %q", w.cached())
 	}

@@ -25,7 +25,7 @@ func (w *world) step(p *process, name string, gone, kept []string, sql ...string
 	w.put(gone...)
 	w.put(kept...)
 	w.exec(sql...)
-	w.settle(p)
+	w.drained(p)
 	got := w.cached()
 	want := slices.Clone(kept)
 	slices.Sort(want)

@@ -75,6 +75,9 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	if err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
+	if err := checkHeartbeat(o.file, plan); err != nil {
+		return nil, fmt.Errorf("cache: open: %w", err)
+	}
 	if o.concurrency == 0 {
 		o.concurrency = int(pool.Config().MaxConns)
 	}
@@ -103,6 +106,17 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	c.firstLook(ctx)
 	c.do(c.control.run)
 	return c, nil
+}
+
+// checkHeartbeat refuses a file with which nothing would ever be served from the cache.
+func checkHeartbeat(f *mapping.File, plan *mapping.Plan) error {
+	for _, family := range plan.Families() {
+		if f.Source.Heartbeat == 0 && family.Class.OnDoubt != onDoubtServe {
+			return fmt.Errorf("%s: source.heartbeat is 0, so that no read of the family %s can know that its value is young enough: leave the field out, or give the class %s on_doubt: serve",
+				f.Name, family.Name, family.Class.Name)
+		}
+	}
+	return nil
 }
 
 // firstLook lets the first reads be served from the cache. Where it fails, they are

@@ -345,6 +345,11 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := Open(t.Context(), b.rdb, b.pool, WithMappings("nowhere.yaml")); err == nil || !strings.Contains(err.Error(), "nowhere.yaml") {
 		t.Errorf("%v", err)
 	}
+	silent := *b.c.o.file
+	silent.Source.Heartbeat = 0
+	if _, err := Open(t.Context(), b.rdb, b.pool, WithMappingFile(&silent)); err == nil || !strings.Contains(err.Error(), "source.heartbeat") {
+		t.Errorf("%v", err)
+	}
 	if _, err := Family[string](b.c, "itm"); err == nil || !strings.Contains(err.Error(), `no family "itm"`) {
 		t.Errorf("%v", err)
 	}

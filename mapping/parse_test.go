@@ -131,7 +131,7 @@ func TestEverythingIsRead(t *testing.T) {
 		"page page:{product_id} <nil>  important 0s soft 5s 0s",
 		"search t:{tenant_id}:search:{version}:{query} t:{tenant_id}:search tenant_id best_effort 0s delete 0s 1m0s",
 		"all all:{version} all  other 0s delete 0s 1m0s",
-		"price price${id} <nil>  other 0s delete 0s 1m0s"})
+		"price price${id} <nil>  other 0s delete 0s 1m0s home home <nil>  other 0s delete 0s 1m0s"})
 	for _, m := range f.Mappings {
 		var uses []any
 		for _, u := range m.Keys {
@@ -140,10 +140,10 @@ func TestEverythingIsRead(t *testing.T) {
 		mappings = append(mappings, fmt.Sprint(m.Schema, "/", m.Table, "/", m.Message, m.Insert, m.Update, m.Delete, m.Truncate, m.Columns, m.When, uses, m.Dependents, m.Line, "\n"))
 	}
 	check("mappings", mappings, []string{
-		"public/users/true true true true [][user map[id:id tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 27\n",
-		"shop/Products/true true false false [name]new.status == 'live'[page map[product_id:id] \"\" 0 search map[tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 29\n",
-		"public/sellers/true true true true [][page map[product_id:product_id] \"SELECT id AS product_id\\nFROM products WHERE seller_id = {id}\\n\" 50] [seller:{id}] 34\n",
-		"//cart.changedfalse false false false [][user map[id:user tenant_id:tenant] \"\" 0 price map[id:id] \"\" 0] [] 42\n"})
+		"public/users/true true true true [][user map[id:id tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 28\n",
+		"shop/Products/true true false false [name]new.status == 'live'[page map[product_id:id] \"\" 0 search map[tenant_id:tenant_id] \"\" 0 all map[] \"\" 0] [] 30\n",
+		"public/sellers/true true true true [][page map[product_id:product_id] \"SELECT id AS product_id\\nFROM products WHERE seller_id = {id}\\n\" 50] [seller:{id}] 35\n",
+		"//cart.changedfalse false false false [][user map[id:user tenant_id:tenant] \"\" 0 price map[id:id] \"\" 0] [] 43\n"})
 }
 
 const head = "version: 1\nsource: {url: \"${DATABASE_URL}\"}\nredis: {url: \"${REDIS_URL}\"}\n"

@@ -37,10 +37,14 @@ func (p *parser) parseMappings(root object) {
 	if !ok {
 		return
 	}
+	// A family may be of what readers alone can tell the rows of: with dependents, no mapping needs to name it.
+	if slices.ContainsFunc(p.file.Mappings, func(m *MappingSpec) bool { return len(m.Dependents) > 0 }) {
+		return
+	}
 	for i := 0; families.value.Kind == yaml.MappingNode && i < len(families.value.Content); i += 2 {
 		n := families.value.Content[i]
 		if _, known := p.families[n.Value]; known && !used[n.Value] {
-			p.fault(n, join(families.path, n.Value), "name it in the keys of a mapping, or remove it",
+			p.fault(n, join(families.path, n.Value), "name it in the keys of a mapping, give a mapping dependents if its readers say what it depends on, or remove it",
 				"no mapping uses the family %s, so its keys would never be invalidated", clip(n.Value))
 			used[n.Value] = true // said once
 		}

@@ -123,7 +123,7 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 		if setup.SlotCreated {
 			return "", nil // nothing was promised before
 		}
-		return "Redis has no checkpoint for the slot", nil
+		return "Redis has no checkpoint for the slot: the daemon has not run on it before, or Redis has lost what it held", nil
 	}
 	switch {
 	case setup.SlotCreated:

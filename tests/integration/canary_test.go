@@ -120,6 +120,7 @@ func TestNoValueIsShown(t *testing.T) {
 
 // Passwords in the wrong places of URLs: what is not understood is not quoted.
 func TestNoPasswordOfAMalformedURLIsShown(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, `CREATE TABLE a (id int PRIMARY KEY)`, reloadMappings("k:{id}", mapsA))
 	source, redis := w.url, w.redisURL
 	for i, bad := range []string{

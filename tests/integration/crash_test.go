@@ -13,6 +13,7 @@ import (
 // the first time that it gets there and a later time. Whatever it had done by
 // then, the next one leaves every changed row uncached, and keeps the others.
 func TestKilledAtEveryPoint(t *testing.T) {
+	t.Parallel()
 	const window = 400 // rows of one round; none is changed twice, which could hide a loss
 	hits := []int{1, 3}
 	w := itemsWorld(t, window*len(hits)*len(failpoint.Points()))

@@ -143,6 +143,7 @@ func TestSoftDependentIsMarked(t *testing.T) {
 // The daemon is killed at every point while it works off what depends on a row. The
 // next one finishes it, and leaves alone what depends on other rows.
 func TestKilledAmongDependents(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, dependentsSchema, dependentsMappings)
 	w.replayWindow("1ms")
 	w.start().stop()

@@ -232,6 +232,7 @@ func TestTheDaemonCreatesThePublicationWithWhatIsGranted(t *testing.T) {
 
 // With one right less, doctor says which, and what it prints brings it back.
 func TestDoctorNamesTheMissingRight(t *testing.T) {
+	t.Parallel()
 	g := newGranted(t, false)
 	expect := func(what, code, subject, fix string) {
 		t.Helper()

@@ -7,6 +7,8 @@
 //
 // All that a daemon and the commands print and serve is searched for passwords, keys
 // and values of rows, in every test (leaks_test.go).
+//
+// The longest tests of those that leave the shared servers as they are run in parallel.
 package integration
 
 import (

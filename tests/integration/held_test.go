@@ -275,6 +275,7 @@ func TestHeldOverRestarts(t *testing.T) {
 
 // The daemon is killed at every point that a held invalidation passes.
 func TestKilledWhileDraining(t *testing.T) {
+	t.Parallel()
 	const window = 300
 	points := []failpoint.Point{failpoint.HeldTaken, failpoint.HeldApplied, failpoint.HeldDone}
 	w := heldWorld(t, 2*window*len(points), "staleness: 30s, linger: 1s")
@@ -307,6 +308,7 @@ func TestKilledWhileDraining(t *testing.T) {
 // The daemon is killed at random while rows of a class that is held back are written and
 // read as fast as they go.
 func TestKilledAtRandomWhileHolding(t *testing.T) {
+	t.Parallel()
 	const rows, kept, kills = 300, 50, 15
 	w := heldWorld(t, rows+kept, "staleness: 2s, linger: 50ms, max_rate: 3000/s")
 	w.replayWindow("1ms")

@@ -172,6 +172,7 @@ func residentKiB(t *testing.T, pid int) int {
 
 // Postgres goes away under load, in every way that it can.
 func TestPostgresGoesAway(t *testing.T) {
+	t.Parallel()
 	const rows = 2000
 	w, pg, rd := privateWorld(t, rows, nil)
 	p := w.start()

@@ -71,6 +71,7 @@ func TestSoftIsCountedFromTheCommit(t *testing.T) {
 }
 
 func TestSoftAndKilled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, itemsSchema(1000), softMappings)
 	w.replayWindow("1ms")
 	w.start().stop()

@@ -103,6 +103,7 @@ func (w *world) use(source, redis string) {
 // TestTLS: each way in which a certificate is wrong ends the start with 78 and says
 // which one it is, and what to do.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	pg, rd := tlsPostgres(t), tlsRedis(t)
 	db, rdb := servertest.Postgres(t), servertest.Redis(t)
 	w := newWorldOn(t, db.URL, rdb.URL, tlsSchema, reloadMappings("k:{id}", mapsA))

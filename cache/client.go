@@ -20,7 +20,7 @@ import (
 // goroutines.
 type Client struct {
 	o       options
-	rdb     redis.UniversalClient
+	rdb     redis.UniversalClient // see connect
 	primary *pgxpool.Pool
 	prefix  string
 	plan    *mapping.Plan
@@ -41,6 +41,7 @@ type Client struct {
 	mu         sync.Mutex // begins background work, or closes
 	ctx        context.Context
 	cancel     context.CancelFunc
+	disconnect func() error
 	background sync.WaitGroup
 }
 
@@ -70,7 +71,6 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	if err := checkReads(rdb); err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
-	rdb = bounded(rdb, o.redisTimeout)
 	plan, err := mapping.Compile(o.file)
 	if err != nil {
 		return nil, fmt.Errorf("cache: open: %w", err)
@@ -86,7 +86,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
 	c := &Client{
-		o: o, rdb: rdb, primary: pool, prefix: o.file.Redis.Prefix, plan: plan, log: o.logger, scripts: newScripts(),
+		o: o, primary: pool, prefix: o.file.Redis.Prefix, plan: plan, log: o.logger, scripts: newScripts(),
 		clock: &sourceClock{}, tags: tags,
 	}
 	c.source = newGate(o.concurrency, c.breakerChanged("the source"))
@@ -96,11 +96,15 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
 	key := mapping.ControlKey(c.prefix, o.file.Source.Slot.Name)
-	c.control = newControl(rdb, key, pool, c.clock, pollInterval(plan), c.log)
+	c.control = newControl(key, pool, c.clock, pollInterval(plan), c.log)
+	c.control.asked = c.asked
+	c.rdb, c.disconnect = connect(rdb, o.redisTimeout, c.control.met)
+	c.control.rdb = c.rdb
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := c.openL1(); err != nil {
 		c.cancel()
 		c.metrics.unregister()
+		_ = c.disconnect()
 		return nil, fmt.Errorf("cache: open: %w", err)
 	}
 	c.firstLook(ctx)
@@ -162,7 +166,7 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	c.background.Wait()
 	c.metrics.unregister()
-	return nil
+	return c.disconnect()
 }
 
 // do runs f in the background until Close; false after Close.
@@ -180,7 +184,7 @@ func (c *Client) do(f func(context.Context)) bool {
 // does not end with it but after the time that a load may take; false after Close.
 func (c *Client) detached(ctx context.Context, f func(context.Context)) bool {
 	return c.do(func(closing context.Context) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.o.loadTimeout)
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), c.o.loadTimeout, errLoadTimeout)
 		defer cancel()
 		defer context.AfterFunc(closing, cancel)()
 		f(ctx)

@@ -40,6 +40,10 @@ type control struct {
 	last   atomic.Pointer[controlState]
 	failed bool // of the goroutine that runs
 
+	epoch   *atomic.Uint64                       // moves on when Redis is found with older data; see met
+	renewed atomic.Uint64                        // the epoch of the last look for its sake
+	asked   func(ctx context.Context, err error) // is told how calls to Redis go
+
 	used     atomic.Bool // by a read, since the last look
 	sleeping atomic.Bool // nobody has read for a while, so nobody looks
 	mu       sync.Mutex  // of who wakes it
@@ -48,8 +52,12 @@ type control struct {
 
 // controlState is what a look has shown. It is true of what is read from Redis after that
 // look, not before: so a read takes it first.
+//
+// It is true as long as Redis does not go back to older data: see met.
 type controlState struct {
 	asked     time.Time
+	epoch     uint64 // in which it was asked for
+	current   *atomic.Uint64
 	state     string
 	freshAsOf int64   // us since 1970, by the source's clock
 	reached   lsn.LSN // nothing that ended at or below it is missing
@@ -62,8 +70,9 @@ const idleAfter = 10 * time.Second
 // clockInterval is how often the source is asked for its time.
 const clockInterval = 10 * time.Second
 
-func newControl(rdb redis.UniversalClient, key string, source querier, clock *sourceClock, interval time.Duration, log *slog.Logger) *control {
-	return &control{rdb: rdb, key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1)}
+func newControl(key string, source querier, clock *sourceClock, interval time.Duration, log *slog.Logger) *control {
+	return &control{key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1),
+		epoch: &atomic.Uint64{}, asked: func(context.Context, error) {}}
 }
 
 // look is what is known of the daemon.
@@ -74,21 +83,29 @@ func (c *control) use(ctx context.Context) {
 	if !c.used.Load() {
 		c.used.Store(true)
 	}
-	if !c.sleeping.Load() {
+	if !c.sleeping.Load() && !c.outdated() {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.sleeping.Load() {
+	sleeping := c.sleeping.Load()
+	if !sleeping && !c.outdated() {
 		return // somebody else has looked meanwhile
 	}
-	bounded, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	if err := c.poll(bounded); err != nil && ctx.Err() != nil {
+	c.renewed.Store(c.epoch.Load()) // one try: while Redis is away, not each reader has to wait for it
+	if err := c.poll(ctx); err != nil && ctx.Err() != nil {
 		return // this reader has given up: the next one looks
 	}
-	c.sleeping.Store(false)
-	c.wake <- struct{}{}
+	if sleeping {
+		c.sleeping.Store(false)
+		c.wake <- struct{}{}
+	}
+}
+
+// outdated says whether the last look is void, and nobody has tried to take another one.
+func (c *control) outdated() bool {
+	s := c.look()
+	return s != nil && s.void() && c.renewed.Load() != c.epoch.Load()
 }
 
 // sleep waits for the next read.
@@ -131,9 +148,7 @@ func (c *control) run(ctx context.Context) {
 			c.sleep(ctx)
 			lastUse = time.Now()
 		}
-		bounded, cancel := context.WithTimeout(ctx, time.Second)
-		err := c.poll(bounded)
-		cancel()
+		err := c.poll(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -156,10 +171,15 @@ func (c *control) clockWasSet() bool {
 	return ok && s != nil && s.freshAsOf > now
 }
 
+const pollTimeout = time.Second
+
 // poll looks at the hash now. After an error the last look stands, and ages.
 func (c *control) poll(ctx context.Context) error {
-	asked := time.Now()
-	values, err := c.rdb.HMGet(ctx, c.key, "state", "fresh_as_of", "applied", "end").Result()
+	asked, epoch := time.Now(), c.epoch.Load()
+	bounded, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	values, err := c.rdb.HMGet(bounded, c.key, controlFields...).Result()
+	c.asked(ctx, err)
 	if err != nil {
 		return fmt.Errorf("read the control hash: %w", err)
 	}
@@ -167,7 +187,7 @@ func (c *control) poll(ctx context.Context) error {
 	if err != nil {
 		s = &controlState{err: err}
 	}
-	s.asked = asked
+	s.asked, s.epoch, s.current = asked, epoch, c.epoch
 	for {
 		old := c.last.Load()
 		if old != nil && old.asked.After(asked) || c.last.CompareAndSwap(old, s) {
@@ -176,13 +196,34 @@ func (c *control) poll(ctx context.Context) error {
 	}
 }
 
+// met is run on each new connection to Redis, before anything is read there. A process that has
+// come back after a crash, or a replica that was promoted, is spoken to on new ones, and
+// may have older data than the look that reads rely on: its hash is older then, too. What is
+// known is void in that case, until it has been looked at again.
+func (c *control) met(ctx context.Context, conn *redis.Conn) error {
+	last := c.look() // before: on the same data the hash can only have gone on since
+	values, err := conn.HMGet(ctx, c.key, controlFields...).Result()
+	if err != nil {
+		return err
+	}
+	if last == nil || last.err != nil || last.void() {
+		return nil
+	}
+	if s, err := parseControlState(values); err != nil || s.freshAsOf < last.freshAsOf || s.reached < last.reached {
+		c.epoch.CompareAndSwap(last.epoch, last.epoch+1)
+	}
+	return nil
+}
+
+var controlFields = []string{"state", "fresh_as_of", "applied", "end"}
+
 func parseControlState(values []any) (*controlState, error) {
 	var text [4]string
 	for i := range text {
 		v, ok := values[i].(string)
 		if !ok {
 			return nil, fmt.Errorf("the control hash is missing, or has no field %s: is the daemon running with this redis.prefix and source.slot.name?",
-				[...]string{"state", "fresh_as_of", "applied", "end"}[i])
+				controlFields[i])
 		}
 		text[i] = v
 	}
@@ -201,10 +242,15 @@ func parseControlState(values []any) (*controlState, error) {
 	return s, nil
 }
 
+// void says whether Redis has gone back to older data since.
+func (s *controlState) void() bool {
+	return s != nil && s.current != nil && s.current.Load() != s.epoch
+}
+
 // proves says whether a value of the class that is read from Redis after this look can be
 // returned at t: it is within the class's budget, and spare. why tells what is in doubt.
 func (s *controlState) proves(clock *sourceClock, class *mapping.Class, t time.Time, spare time.Duration) (ok bool, why string) {
-	if s == nil || s.err != nil {
+	if s == nil || s.err != nil || s.void() {
 		return false, doubtUnknown
 	}
 	switch s.state {
@@ -238,7 +284,7 @@ func (s *controlState) atMost(told int64) *controlState {
 // includes says whether everything that had been committed at the token's moment is
 // applied. It says nothing of classes whose invalidations are held back.
 func (s *controlState) includes(t *Token) bool {
-	return s != nil && s.err == nil && (s.state == "ok" || s.state == "catching_up") && s.reached >= t.at
+	return s != nil && s.err == nil && !s.void() && (s.state == "ok" || s.state == "catching_up") && s.reached >= t.at
 }
 
 // sent asks for the position above which nothing has been applied yet.

@@ -29,7 +29,8 @@ func TestControlProves(t *testing.T) {
 	rdb := servertest.Redis(t).Client(t)
 	conn := servertest.Postgres(t).Conn(t)
 	clock := &sourceClock{}
-	c := newControl(rdb, testControlKey, conn, clock, time.Hour, slog.New(slog.DiscardHandler))
+	c := newControl(testControlKey, conn, clock, time.Hour, slog.New(slog.DiscardHandler))
+	c.rdb = rdb
 	class := &mapping.Class{Name: "critical", Staleness: time.Minute}
 	slow := &mapping.Class{Name: "slow", Staleness: time.Minute, Linger: 30 * time.Second}
 	now := time.Now()
@@ -93,7 +94,8 @@ func TestControlProves(t *testing.T) {
 func TestControlRunFollows(t *testing.T) {
 	rdb := servertest.Redis(t).Client(t)
 	clock := &sourceClock{}
-	c := newControl(rdb, testControlKey, servertest.Postgres(t).Conn(t), clock, time.Millisecond, slog.New(slog.DiscardHandler))
+	c := newControl(testControlKey, servertest.Postgres(t).Conn(t), clock, time.Millisecond, slog.New(slog.DiscardHandler))
+	c.rdb = rdb
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); c.run(ctx) }()

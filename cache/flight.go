@@ -55,9 +55,20 @@ func (fs *flights[T]) join(name flightName) (f *flight[T], first bool) {
 
 func (fs *flights[T]) land(name flightName, f *flight[T]) {
 	fs.mu.Lock()
-	delete(fs.by, name)
+	if fs.by[name] == f {
+		delete(fs.by, name)
+	}
 	fs.mu.Unlock()
 	close(f.done)
+}
+
+// leave has whoever asks from now on wait for none of the flights under way.
+func (fs *flights[T]) leave(key string, kinds ...flightKind) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, kind := range kinds {
+		delete(fs.by, flightName{kind, key})
+	}
 }
 
 // fly has work done once for all who ask for the key meanwhile. It goes on when ctx ends,
@@ -95,6 +106,7 @@ const attempts = 3
 // read cannot take: older than its token, or than the class allows. In the end it loads for
 // itself: what has begun after the read is new enough for every token.
 func (v *View[T]) await(ctx context.Context, kind flightKind, key string, load loader[T], token *Token, work func(context.Context) (outcome[T], error)) (outcome[T], error) {
+	began := time.Now()
 	for range attempts {
 		f := v.fly(ctx, kind, key, work)
 		select {
@@ -106,11 +118,17 @@ func (v *View[T]) await(ctx context.Context, kind flightKind, key string, load l
 			return outcome[T]{}, f.err
 		}
 		ok, why := v.returnable(&f.out, time.Now())
-		if ok && v.c.meets(v.f, &f.out.meta, token, f.out.known) {
+		if ok && v.c.meets(v.f, &f.out.meta, token, f.out.vouched(v.f)) {
 			return f.out, nil
 		}
 		if f.out.at.IsZero() && !ok { // it was proved before the wait, and is not any more
+			if f.out.known.void() {
+				return outcome[T]{}, errLookAgain
+			}
 			return v.bypass(ctx, key, load, token, why, f.out.known)
+		}
+		if ok && !f.out.standby && f.out.at.After(began) && token != nil && !token.metBy(&f.out.meta) {
+			return outcome[T]{}, v.ahead() // no later load is of more use
 		}
 	}
 	out, err := v.past(ctx, load)
@@ -121,10 +139,12 @@ func (v *View[T]) await(ctx context.Context, kind flightKind, key string, load l
 		return outcome[T]{}, fmt.Errorf("%w: family %s, class %s, %v", ErrTooSlow, v.f.Name, v.f.Class.Name, v.f.Class.Staleness)
 	}
 	if !v.c.meets(v.f, &out.meta, token, nil) {
-		return outcome[T]{}, fmt.Errorf("%w: family %s", ErrTokenAhead, v.f.Name)
+		return outcome[T]{}, v.ahead()
 	}
 	return out, nil
 }
+
+func (v *View[T]) ahead() error { return fmt.Errorf("%w: family %s", ErrTokenAhead, v.f.Name) }
 
 // doubtSlow is why what was loaded may not be returned.
 const doubtSlow = "slow"
@@ -143,6 +163,16 @@ func (v *View[T]) returnable(out *outcome[T], now time.Time) (ok bool, why strin
 		return false, doubtSlow
 	}
 	return v.c.holds(v.f, out.known, now)
+}
+
+// vouched is what was known of the daemon where that says how new the outcome is. Of a load it
+// says so only once the fill is accepted: a refused one was made stale while it ran, and one of
+// a versioned family is accepted under a version that has moved on.
+func (out *outcome[T]) vouched(f *family) *controlState {
+	if !out.at.IsZero() && !out.standby && (!out.stored || f.Versioned) {
+		return nil
+	}
+	return out.known
 }
 
 // bypass reads the source past the cache, once for all who do so at the same time. When the

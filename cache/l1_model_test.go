@@ -129,28 +129,33 @@ func TestL1NeverServesBeyondTheBudget(t *testing.T) {
 	f := &family{Family: &mapping.Family{Name: "item", Class: &mapping.Class{Name: "critical", Staleness: time.Minute}}}
 	keys := []string{"a", "b", "c"}
 	hits := 0
-	rapid.Check(t, func(rt *rapid.T) {
-		base := time.Now()
-		m := &l1Model{rt: rt, now: base, rows: map[string][]time.Time{}, redis: map[string]int{}}
-		m.l, m.s = bareL1(rt, 4, base)
-		m.l.order = make([]string, 2) // forgets soon
-		for range rapid.IntRange(1, 150).Draw(rt, "steps") {
-			m.step(rapid.SampledFrom(keys).Draw(rt, "key"))
-			for _, key := range keys {
-				e, ok := m.l.get(f, key, m.l.look(), m.now)
-				if !ok {
-					continue
-				}
-				hits++
-				if v := e.value.(int); v < len(m.rows[key]) && m.now.Sub(m.rows[key][v]) > f.Class.Staleness {
-					rt.Fatalf("%s is %d, which was replaced %v ago", key, v, m.now.Sub(m.rows[key][v]))
+	check := func() {
+		rapid.Check(t, func(rt *rapid.T) {
+			base := time.Now()
+			m := &l1Model{rt: rt, now: base, rows: map[string][]time.Time{}, redis: map[string]int{}}
+			m.l, m.s = bareL1(rt, 4, base)
+			m.l.order = make([]string, 2) // forgets soon
+			for range rapid.IntRange(1, 150).Draw(rt, "steps") {
+				m.step(rapid.SampledFrom(keys).Draw(rt, "key"))
+				for _, key := range keys {
+					e, ok := m.l.get(f, key, m.l.look(), m.now)
+					if !ok {
+						continue
+					}
+					hits++
+					if v := e.value.(int); v < len(m.rows[key]) && m.now.Sub(m.rows[key][v]) > f.Class.Staleness {
+						rt.Fatalf("%s is %d, which was replaced %v ago", key, v, m.now.Sub(m.rows[key][v]))
+					}
 				}
 			}
-		}
-	})
-	if hits == 0 {
-		t.Error("nothing was ever served")
+		})
 	}
+	for range 20 { // chance may have it that nothing is kept in a hundred histories
+		if check(); hits > 0 || t.Failed() {
+			return
+		}
+	}
+	t.Error("nothing was ever served")
 }
 
 // What is found in memory is proved by what was known before it was looked for: the message

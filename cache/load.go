@@ -36,6 +36,9 @@ type loadSource struct {
 	known   *controlState // of a standby: before its position was compared
 }
 
+// errLoadTimeout is why a load was cut off that took longer than WithLoadTimeout allows.
+var errLoadTimeout = errors.New("cache: the load took too long")
+
 // rounds is how often a load runs when each time it declares dependents that were not
 // registered before it.
 const rounds = 3
@@ -114,7 +117,8 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 	l.source = s.loadSource
 	l.proved = o.leased && s.tx.isWhole()
 	closed := s.conn.Conn().IsClosed()
-	down = closed && ctx.Err() == nil || sourceFails(err)
+	// A query that is cut off by the time for a load, with its connection, is one that the source hangs in.
+	down = closed && (ctx.Err() == nil || context.Cause(ctx) == errLoadTimeout) || sourceFails(err)
 	l.end = s.end(ctx)
 	if l.notFound {
 		err = nil

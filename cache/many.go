@@ -21,8 +21,8 @@ type Item[T any] struct {
 // time.
 const othersAtOnce = 16
 
-// GetMany is Get for several keys: one round trip for all that are cached, and one
-// transaction for all that have to be loaded.
+// GetMany is Get for several keys: one round trip for all that are cached, after one for each
+// version key that they have, and one transaction for all that have to be loaded.
 //
 // load is given the variables of those that are missing, as they were given to GetMany, and
 // returns an item for each of them, in their order. It may be called more than once, with
@@ -36,6 +36,9 @@ func (v *View[T]) GetMany(ctx context.Context, keys []Vars, load func(ctx contex
 		return items, err
 	}}
 	if err := m.cached(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.pastCache(ctx); err != nil {
 		return nil, err
 	}
 	if err := m.leases(ctx); err != nil {
@@ -56,6 +59,7 @@ type many[T any] struct {
 	items []Item[T]
 
 	missing []missingItem // not in the cache, and to be loaded together
+	past    []int         // to be loaded together past the cache
 	rest    []int         // to be got one by one
 }
 
@@ -81,13 +85,15 @@ func (m *many[T]) cached(ctx context.Context) error {
 	}
 	v.c.control.use(ctx)
 	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
-	trusted, _ := v.c.holds(v.f, known, now)
-	trusted = trusted && v.c.redisUp(now)
-	pipe := v.c.rdb.Pipeline()
+	trusted, why := v.c.holds(v.f, known, now)
+	if trusted && !v.c.redisUp(now) {
+		trusted, why = false, doubtRedis
+	}
 	var asked []missingItem
+	versions := map[string]string{}
 	var gets []*redis.StringCmd
 	for i, vars := range m.vars {
-		key, version, err := v.key(ctx, vars, m.token, told)
+		key, version, err := v.key(ctx, vars, m.token, told, versions)
 		if err != nil {
 			return err
 		}
@@ -101,16 +107,31 @@ func (m *many[T]) cached(ctx context.Context) error {
 			known = known.atMost(told) // of all of them: they are asked for together
 		}
 		if version == versionNone || !trusted {
-			m.rest = append(m.rest, i) // Get knows what to do
+			m.past = append(m.past, i)
+			if trusted {
+				why = doubtRedis
+			}
+			v.f.metrics.bypasses[why].Inc()
 			continue
 		}
 		asked = append(asked, missingItem{i, key, v.mark(key)})
-		gets = append(gets, pipe.Get(ctx, key))
 	}
-	if len(gets) == 0 {
+	if len(asked) == 0 {
 		return nil
 	}
-	_, _ = pipe.Exec(ctx) // the error of each stands on it
+	for try := 1; ; try++ {
+		pipe := v.c.rdb.Pipeline()
+		gets = gets[:0]
+		for _, a := range asked {
+			gets = append(gets, pipe.Get(ctx, a.key))
+		}
+		_, _ = pipe.Exec(ctx)                               // the error of each stands on it
+		if !known.void() || v.f.Versioned || try == looks { // a version was read after the same look
+			break
+		}
+		v.c.control.use(ctx)
+		known = v.c.control.look()
+	}
 	stillTrusted, _ := v.c.holds(v.f, known, time.Now())
 	for n, get := range gets {
 		raw, err := get.Result()
@@ -175,16 +196,55 @@ func (m *many[T]) leases(ctx context.Context) error {
 	for i := range mine {
 		keys[i], missing[i] = mine[i].key, m.vars[mine[i].at]
 	}
-	l, err := run(ctx, v.c, v.f, keys, func(ctx context.Context, tx pgx.Tx) ([]Item[T], error) { return m.load(ctx, tx, missing) }, loadOptions{leased: true, token: m.token})
+	l, err := m.run(ctx, keys, missing, loadOptions{leased: true, token: m.token})
 	if err != nil {
 		return err
 	}
 	defer l.end()
-	if l.notFound { // of a loader for many that means none of them
-		l.value = make([]Item[T], len(mine))
-	}
 	stored = l.proved
 	return m.fill(ctx, mine, held, &l)
+}
+
+// run loads several in one transaction.
+func (m *many[T]) run(ctx context.Context, keys []string, missing []Vars, o loadOptions) (loaded[[]Item[T]], error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.v.c.o.loadTimeout, errLoadTimeout)
+	defer cancel()
+	l, err := run(ctx, m.v.c, m.v.f, keys, func(ctx context.Context, tx pgx.Tx) ([]Item[T], error) { return m.load(ctx, tx, missing) }, o)
+	if err == nil && l.notFound { // of a loader for many that means none of them
+		l.value = make([]Item[T], len(missing))
+	}
+	return l, err
+}
+
+// pastCache loads what cannot be had from the cache now, in one transaction, and stores
+// nothing. While the source is down, Get knows what may be given instead.
+func (m *many[T]) pastCache(ctx context.Context) error {
+	v := m.v
+	if len(m.past) == 0 {
+		return nil
+	}
+	missing := make([]Vars, len(m.past))
+	for n, i := range m.past {
+		missing[n] = m.vars[i]
+	}
+	l, err := m.run(ctx, nil, missing, loadOptions{})
+	if errors.Is(err, ErrUnavailable) && v.f.Class.FailSafe > 0 {
+		m.rest = append(m.rest, m.past...)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	l.end()
+	for n, i := range m.past {
+		out := outcomeOf(l.value[n].Value, !l.value[n].Found, &l.source, resultBypass)
+		if ok, _ := v.returnable(&out, time.Now()); !ok || !v.c.meets(v.f, &out.meta, m.token, nil) {
+			m.rest = append(m.rest, i)
+			continue
+		}
+		m.take(i, &out)
+	}
+	return nil
 }
 
 // fill stores what was loaded together. What was refused, and took longer than allowed, is
@@ -203,7 +263,7 @@ func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l
 		}
 		args, err := v.fillArgs(&outs[i], held[i])
 		if args == nil {
-			v.release(ctx, mine[i].key, held[i])
+			v.giveUp(ctx, mine[i].key, held[i], outs[i].meta.negative)
 			failed = errors.Join(failed, err)
 			continue
 		}
@@ -228,8 +288,7 @@ func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l
 	return failed
 }
 
-// others gets the rest one by one: what somebody else is loading, what is stale, and
-// everything while the cache cannot be trusted.
+// others gets the rest one by one: what somebody else is loading, and what is stale.
 func (m *many[T]) others(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(othersAtOnce)

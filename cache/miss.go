@@ -151,7 +151,7 @@ func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease strin
 	}
 	args, err := v.fillArgs(&out, lease)
 	if args == nil {
-		v.release(ctx, key, lease)
+		v.giveUp(ctx, key, lease, out.meta.negative) // of a row that is gone, what is cached is wrong
 		return out, err
 	}
 	if !out.standby {
@@ -209,10 +209,13 @@ func (v *View[T]) filled(ctx context.Context, mark l1Mark, out *outcome[T], stor
 }
 
 // release gives up a lease, for the others that wait for it. Should that fail, it runs out.
-func (v *View[T]) release(ctx context.Context, key, lease string) {
+func (v *View[T]) release(ctx context.Context, key, lease string) { v.giveUp(ctx, key, lease, false) }
+
+// giveUp is release; drop removes the value that was to be replaced, too.
+func (v *View[T]) giveUp(ctx context.Context, key, lease string, drop bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	err := v.c.scripts.callRelease(ctx, v.c.rdb, key, lease, false)
+	err := v.c.scripts.callRelease(ctx, v.c.rdb, key, lease, drop)
 	v.c.asked(ctx, err)
 	if err != nil {
 		v.c.log.Debug("a lease was not given up; it runs out", "family", v.f.Name, "error", err)

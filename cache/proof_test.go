@@ -283,7 +283,8 @@ func TestControlSleeps(t *testing.T) {
 	b := newBench(t)
 	v := view(b, "item")
 	b.get(v, 1, "one")
-	c := newControl(b.rdb, testControlKey, b.pool, b.c.clock, time.Hour, b.c.log)
+	c := newControl(testControlKey, b.pool, b.c.clock, time.Hour, b.c.log)
+	c.rdb = b.rdb
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); c.sleep(ctx) }()

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -27,23 +30,105 @@ func checkReads(rdb redis.UniversalClient) error {
 	return nil
 }
 
-// bounded is the client with the timeout for each call, if one is asked for. It shares the connections of the
-// one that was given, but does not try again by itself: a read has the source to go to,
-// and what Redis does not answer in time is not worth several times that. A cluster's client
-// cannot be had anew without new connections, so its own options stand.
-func bounded(rdb redis.UniversalClient, timeout time.Duration) redis.UniversalClient {
-	c, ok := rdb.(*redis.Client)
+// connect is the client that the library uses: one of its own with the options of the one
+// that was given, whose calls end within about the timeout, connecting included, and are not
+// tried again: a read has the source to go to. met is run on each new connection before
+// anything else is. A cluster's client, and any without a timeout, is used as it is.
+func connect(rdb redis.UniversalClient, timeout time.Duration, met func(context.Context, *redis.Conn) error) (own redis.UniversalClient, disconnect func() error) {
+	given, ok := rdb.(*redis.Client)
 	if !ok || timeout == 0 {
-		return rdb
+		return rdb, func() error { return nil }
 	}
-	if has := c.Options().ReadTimeout; has > 0 {
-		timeout = min(timeout, has)
+	o := *given.Options()
+	for _, t := range []*time.Duration{&o.ReadTimeout, &o.WriteTimeout, &o.DialTimeout, &o.PoolTimeout} {
+		if *t <= 0 || *t > timeout {
+			*t = timeout
+		}
 	}
-	own := c.WithTimeout(timeout)
-	o := own.Options() // a copy that belongs to own alone
-	o.MaxRetries = 0
+	o.DialerRetries = 1
+	o.MaxRetries = -1 // none
 	o.ContextTimeoutEnabled = true
-	return own
+	theirs := o.OnConnect
+	o.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
+		if theirs != nil {
+			if err := theirs(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return met(ctx, conn)
+	}
+	client := redis.NewClient(&o)
+	if o.Addr == failoverAddr {
+		client.AddHook(&oneServer{})
+	}
+	return client, sync.OnceValue(client.Close)
+}
+
+// failoverAddr stands in the options of clients that follow Sentinel.
+const failoverAddr = "FailoverClient"
+
+// oneServer closes the connections to another server than the one that was connected to last: a
+// client that follows Sentinel has been led to a new primary then, and the old one, where it can
+// be reached still, does not hear of what is invalidated.
+type oneServer struct {
+	mu    sync.Mutex
+	addr  string
+	conns map[net.Conn]struct{}
+}
+
+// DialHook implements redis.Hook.
+func (s *oneServer) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := next(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return s.took(conn), nil
+	}
+}
+
+func (s *oneServer) took(conn net.Conn) net.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := conn.RemoteAddr().String(); at != s.addr {
+		for old := range s.conns {
+			_ = old.Close() // its next use fails, and is made on a new connection
+		}
+		s.addr, s.conns = at, map[net.Conn]struct{}{}
+	}
+	s.conns[conn] = struct{}{}
+	if plain, ok := conn.(syscall.Conn); ok {
+		return &plainConn{oneConn{conn, s}, plain}
+	}
+	return &oneConn{conn, s}
+}
+
+// ProcessHook implements redis.Hook.
+func (*oneServer) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+// ProcessPipelineHook implements redis.Hook.
+func (*oneServer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// oneConn is a connection of oneServer.
+type oneConn struct {
+	net.Conn
+	of *oneServer
+}
+
+// Close implements net.Conn.
+func (c *oneConn) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.conns, c.Conn)
+	c.of.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// plainConn is one without TLS, of which the client can see when the server has closed it.
+type plainConn struct {
+	oneConn
+	syscall.Conn
 }
 
 // redisPause is how long Redis is left alone after it has failed several times.

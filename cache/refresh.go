@@ -27,7 +27,7 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	}
 	v.c.control.use(ctx)
 	known := v.c.control.look() // before anything is read
-	key, version, err := v.key(ctx, vars, nil, 0)
+	key, version, err := v.key(ctx, vars, nil, 0, nil)
 	if err != nil {
 		return outcome[T]{}, err
 	}
@@ -35,6 +35,7 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 		return v.bypass(ctx, key, load, nil, doubtRedis, known)
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
+	v.flights.leave(key, flightRefresh)
 	return v.await(ctx, flightRefresh, key, load, nil, func(ctx context.Context) (outcome[T], error) {
 		return v.resolve(ctx, key, load, nil, modeRefresh, known)
 	})
@@ -43,7 +44,7 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 // Invalidate removes a value, and refuses the fills of those who are loading it. Changes of
 // mapped rows need no such call: the daemon removes what they make stale.
 func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
-	key, version, err := v.key(ctx, vars, nil, 0)
+	key, version, err := v.key(ctx, vars, nil, 0, nil)
 	if err != nil {
 		return err
 	}
@@ -53,6 +54,7 @@ func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
 	err = v.c.rdb.Unlink(ctx, key).Err()
 	v.c.asked(ctx, err)
 	v.dropL1(key)
+	v.flights.leave(key, flightMiss, flightPast, flightRefresh, flightEarly)
 	if err != nil {
 		return fmt.Errorf("cache: invalidate family %s: %w", v.f.Name, err)
 	}

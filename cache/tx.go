@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -48,6 +49,15 @@ func (t *loadTx) isWhole() bool {
 // can begin another.
 func (t *loadTx) note() { t.left = t.left || t.conn.PgConn().TxStatus() == 'I' }
 
+// endsTransaction finds the statements that end a transaction, also among others in one text: one
+// that is followed by BEGIN leaves nothing to see.
+var endsTransaction = regexp.MustCompile(`(?i)(?:^|;)\s*(?:commit\b|end\b|abort\b|rollback\s*(?:;|$|work\b|transaction\b|and\b)|prepare\s+transaction\b)`)
+
+func (t *loadTx) noteText(sql string) {
+	t.note()
+	t.left = t.left || endsTransaction.MatchString(sql)
+}
+
 var errEndedByLoader = errors.New("cache: the library ends a loader's transaction, the loader does not")
 
 // Commit implements pgx.Tx; it is refused.
@@ -75,7 +85,9 @@ func (t *loadTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []s
 
 // SendBatch implements pgx.Tx.
 func (t *loadTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	t.note()
+	for _, q := range b.QueuedQueries {
+		t.noteText(q.SQL)
+	}
 	return t.conn.SendBatch(ctx, b)
 }
 
@@ -91,25 +103,25 @@ func (t *loadTx) LargeObjects() pgx.LargeObjects {
 
 // Prepare implements pgx.Tx.
 func (t *loadTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	t.note()
+	t.noteText(sql)
 	return t.conn.Prepare(ctx, name, sql)
 }
 
 // Exec implements pgx.Tx.
 func (t *loadTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	t.note()
+	t.noteText(sql)
 	return t.conn.Exec(ctx, sql, args...)
 }
 
 // Query implements pgx.Tx.
 func (t *loadTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	t.note()
+	t.noteText(sql)
 	return t.conn.Query(ctx, sql, args...)
 }
 
 // QueryRow implements pgx.Tx.
 func (t *loadTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	t.note()
+	t.noteText(sql)
 	return t.conn.QueryRow(ctx, sql, args...)
 }
 

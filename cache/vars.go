@@ -17,7 +17,9 @@ import (
 // prints the column, because the daemon makes the same key from what the log carries:
 // strings, []byte, integers, bools, types based on these, what brings a text along
 // (encoding.TextMarshaler, fmt.Stringer: a uuid) or is a driver.Valuer, and nil for
-// NULL. Floats and times have more than one form: give them as text.
+// NULL. Floats and times have more than one form: give them as text. So have numbers and uuids that come
+// as strings: parse what a request brings ("007" loads row 7, under a key that nobody
+// would invalidate).
 type Vars map[string]any
 
 // appendVar appends a value as it stands in keys.
@@ -81,6 +83,11 @@ func varText(v any) (text string, null bool, err error) {
 		b, err := v.MarshalText()
 		return string(b), false, err
 	case fmt.Stringer:
+		switch reflect.ValueOf(v).Kind() {
+		case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+			reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+			return "", false, fmt.Errorf("a %T is a number or a bool with a text of its own: convert it to the one that the column has", v)
+		}
 		if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer && r.IsNil() {
 			return "", true, nil
 		}

@@ -105,11 +105,31 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	if nested(ctx) {
 		return outcome[T]{}, errNested
 	}
+	for try := 1; ; try++ {
+		out, err := v.getOnce(ctx, vars, load, token, try == looks)
+		if err != errLookAgain {
+			return out, err
+		}
+	}
+}
+
+// looks is how often a read looks at the daemon's state because Redis answered on a connection
+// made after the last look. Then it goes past the cache.
+const looks = 3
+
+var errLookAgain = errors.New("cache: what is known of the daemon is void")
+
+// getOnce is get on what is known of the daemon now. Unless it is the last try, it gives up
+// when that is void at the end.
+func (v *View[T]) getOnce(ctx context.Context, vars Vars, load loader[T], token *Token, last bool) (outcome[T], error) {
 	v.c.control.use(ctx)
 	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
-	key, version, err := v.key(ctx, vars, token, told)
+	key, version, err := v.key(ctx, vars, token, told, nil)
 	if err != nil {
 		return outcome[T]{}, err
+	}
+	if !last && known.void() {
+		return outcome[T]{}, errLookAgain
 	}
 	now, cached := time.Now(), version != versionNone
 	trusted, why := v.c.holds(v.f, known, now)
@@ -131,6 +151,9 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	mark := v.mark(key)
 	raw, err := v.c.rdb.Get(ctx, key).Result()
 	v.c.asked(ctx, err)
+	if !last && known.void() {
+		return outcome[T]{}, errLookAgain
+	}
 	mode := modeRead
 	switch {
 	case err == nil:
@@ -162,7 +185,11 @@ func (v *View[T]) get(ctx context.Context, vars Vars, load loader[T], token *Tok
 	default:
 		return v.bypass(ctx, key, load, token, doubtRedis, known)
 	}
-	return v.miss(ctx, key, load, token, mode, known)
+	out, err := v.miss(ctx, key, load, token, mode, known)
+	if last && err == errLookAgain {
+		return v.bypass(ctx, key, load, token, doubtUnknown, known)
+	}
+	return out, err
 }
 
 // decode makes a value of an entry.
@@ -225,7 +252,8 @@ const (
 
 // key renders the data key. told is how fresh memory was before. For a token the version is
 // read from Redis: memory may be behind what the control hash says.
-func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64) (key string, from int, err error) {
+// Versions that were read before in the same call are taken from read, which may be nil.
+func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64, read map[string]string) (key string, from int, err error) {
 	if !v.f.Versioned {
 		key, err = v.f.dataKey(vars, "")
 		return key, versionRead, err
@@ -240,13 +268,19 @@ func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64) 
 			return key, versionL1, err
 		}
 	}
-	version, err := v.version(ctx, name)
+	version, ok := read[name]
+	if !ok {
+		version, err = v.version(ctx, name)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", versionNone, ctx.Err()
 		}
 		key, err = v.f.dataKey(vars, noVersion)
 		return key, versionNone, err
+	}
+	if read != nil {
+		read[name] = version
 	}
 	key, err = v.f.dataKey(vars, version)
 	return key, versionRead, err

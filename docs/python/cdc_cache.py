@@ -66,6 +66,13 @@ class Entry:
     @classmethod
     def parse(cls, raw: bytes | None) -> Entry | None:
         """None for a lease, and for anything that is no entry."""
+        try:
+            return cls._parse(raw)
+        except ValueError:
+            return None
+
+    @classmethod
+    def _parse(cls, raw: bytes | None) -> Entry | None:
         if raw is None or raw[:4] != b"cdc1" or raw[4:5] not in (b"V", b"N"):
             return None
         fields, newline, payload = raw[_HEADER:].partition(b"\n")
@@ -243,6 +250,7 @@ class Cache:
         return time.monotonic() + family.staleness - family.hold - age
 
     def _ask(self, family: Family, variables: Mapping[str, Value], at_least: str | None, patience: float) -> _Answer:
+        unreadable = False
         while True:
             token = secrets.token_hex(8)  # of one call alone: a copy that is late must not bring a revoked lease back
             until, now, key, entry = self._look(family, variables)  # the version, too: it may move during a wait
@@ -251,13 +259,16 @@ class Cache:
                 return _Answer(old=old)
             if entry is not None and now < entry.fresh_until and entry.contains(at_least):
                 return _Answer(entry=entry)
-            mode = "read" if at_least is None else "refresh"
+            mode = "read" if at_least is None and not unreadable else "refresh"
             what, *rest = self._read(keys=[key], args=[token, int(self._lease * 1000), mode])
             if what == b"lease":
                 return _Answer(key, token=token)
             entry = Entry.parse(rest[0]) if what != b"wait" else None
             old = _Old.of(family, entry, at_least, until)
             if what in (b"value", b"stale"):
+                if entry is None and not unreadable:  # read.lua looks at the header only
+                    unreadable = True
+                    continue
                 good = entry is not None and entry.contains(at_least) and time.monotonic() < until
                 return _Answer(entry=entry if good else None)
             if what in (b"refresh", b"expired"):  # the first could be served while a thread refreshes it

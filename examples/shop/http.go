@@ -99,6 +99,13 @@ func answer(w http.ResponseWriter, r *http.Request, v any) {
 }
 
 func fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, cache.ErrTokenAhead) {
+		// The write is not there: the database went back to before it, or the visitor made the
+		// token up. Without it the page can be had.
+		http.SetCookie(w, &http.Cookie{Name: tokenCookie, Path: "/", MaxAge: -1})
+		http.Redirect(w, r, r.URL.RequestURI(), http.StatusTemporaryRedirect)
+		return
+	}
 	if errors.Is(err, cache.ErrNotFound) || errors.Is(err, errNoRow) {
 		http.NotFound(w, r)
 		return

@@ -1,0 +1,105 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+)
+
+// A Redis that comes back with older data than the client's last look at the control hash is
+// not trusted on the strength of that look.
+func TestRedisThatIsBackWithOldDataIsNotTrusted(t *testing.T) {
+	rd := servertest.PrivateRedis(t, localserver.RedisOptions{})
+	b := newBenchWith(t, servertest.Postgres(t), servertest.RedisClient(t, rd.URL()))
+	v := view(b, "item")
+	b.get(v, 1, "one")
+	b.daemon.set("ok", 2*v.f.Class.Staleness) // the copy is older than the class allows
+	if err := b.rdb.Save(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.write(1, "two")
+	b.invalidate("item:1")
+	b.daemon.set("ok", 0)
+	b.seen()
+	b.get(v, 1, "two")
+	b.daemon.away(true)
+	rd.Kill()
+	if err := rd.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		b.get(v, 1, "two")
+	}
+	items, err := v.GetMany(t.Context(), []Vars{{"id": 1}}, func(ctx context.Context, tx pgx.Tx, missing []Vars) ([]Item[string], error) {
+		s, err := item(1)(ctx, tx)
+		return []Item[string]{{Value: s, Found: true}}, err
+	})
+	if err != nil || items[0].Value != "two" {
+		t.Errorf("%v, %v", items, err)
+	}
+	if raw := b.rdb.Get(t.Context(), "item:1").Val(); raw == "" {
+		t.Error("Redis has not come back with the old value")
+	}
+}
+
+// blackhole is an address at which connecting neither succeeds nor fails.
+func blackhole(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
+	for range 10 { // its queue is full soon, for nobody accepts
+		conn, err := net.DialTimeout("tcp", addr, 300*time.Millisecond)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	t.Fatal("connecting does not hang")
+	return ""
+}
+
+// A Redis whose packets are lost costs a reader a timeout or two, not its whole request; and
+// after a few of them nothing.
+func TestRedisThatSwallowsPacketsIsLeftAlone(t *testing.T) {
+	b := newBench(t)
+	rdb := redis.NewClient(&redis.Options{Addr: blackhole(t)})
+	t.Cleanup(func() { _ = rdb.Close() })
+	c, err := Open(t.Context(), rdb, b.pool, WithMappings(b.mappings), WithCodec(Raw), WithRedisTimeout(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	v := viewOf(b, c, "kept") // which trusts the cache without a look at the control hash
+	for range 2 * breakerFailures {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // more than two timeouts take, less than go-redis'
+		s, err := v.Get(ctx, Vars{"id": 1}, item(1))
+		cancel()
+		if s != "one" || err != nil {
+			t.Fatalf("%q, %v", s, err)
+		}
+	}
+	eventually(t, "Redis is left alone", func() bool { return !c.redisUp(time.Now()) })
+}

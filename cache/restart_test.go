@@ -94,7 +94,7 @@ func TestRedisThatSwallowsPacketsIsLeftAlone(t *testing.T) {
 	t.Cleanup(func() { _ = c.Close() })
 	v := viewOf(b, c, "kept") // which trusts the cache without a look at the control hash
 	for range 2 * breakerFailures {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // more than two timeouts take, less than go-redis'
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // more than some timeouts take, less than go-redis' own
 		s, err := v.Get(ctx, Vars{"id": 1}, item(1))
 		cancel()
 		if s != "one" || err != nil {

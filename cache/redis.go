@@ -40,6 +40,7 @@ func connect(rdb redis.UniversalClient, timeout time.Duration, met func(context.
 		return rdb, func() error { return nil }
 	}
 	o := *given.Options()
+	o.PushNotificationProcessor = nil // belongs to one client
 	for _, t := range []*time.Duration{&o.ReadTimeout, &o.WriteTimeout, &o.DialTimeout, &o.PoolTimeout} {
 		if *t <= 0 || *t > timeout {
 			*t = timeout

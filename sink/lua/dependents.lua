@@ -5,7 +5,7 @@
 --
 -- Returns the number of members that were removed.
 --
--- Slot: one key, so one slot. At most 200 members, since a script holds up every other
+-- Slot: one key, so one slot. At most 50 members, since a script holds up every other
 -- client.
 --
 -- Why it holds: each registration raises the score (register.lua). A member whose score

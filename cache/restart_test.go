@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"syscall"
@@ -102,4 +103,84 @@ func TestRedisThatSwallowsPacketsIsLeftAlone(t *testing.T) {
 		}
 	}
 	eventually(t, "Redis is left alone", func() bool { return !c.redisUp(time.Now()) })
+}
+
+// A client that follows Sentinel reads from the new primary after a failover, and no longer from
+// the old one, on whatever connection.
+func TestFailoverIsFollowed(t *testing.T) {
+	primary, replica := servertest.PrivateRedis(t, localserver.RedisOptions{}), servertest.PrivateRedis(t, localserver.RedisOptions{})
+	pc, rc := servertest.RedisClient(t, primary.URL()), servertest.RedisClient(t, replica.URL())
+	if err := rc.Do(t.Context(), "replicaof", "127.0.0.1", primary.Port()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b := newBenchWith(t, servertest.Postgres(t), pc)
+	addr := servertest.Sentinel(t, primary)
+	follows := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: servertest.SentinelGroup, SentinelAddrs: []string{addr}})
+	t.Cleanup(func() { _ = follows.Close() })
+	b.rdb = follows
+	b.c, b.registry = b.open()
+	v := view(b, "item")
+	b.get(v, 1, "one")
+	if pc.Exists(t.Context(), "item:1").Val() != 1 {
+		t.Fatal("it is not stored on the primary")
+	}
+	sentinel := redis.NewSentinelClient(&redis.Options{Addr: addr})
+	t.Cleanup(func() { _ = sentinel.Close() })
+	eventually(t, "the sentinel fails over", func() bool { return sentinel.Failover(t.Context(), servertest.SentinelGroup).Err() == nil })
+	eventually(t, "the replica is the primary", func() bool {
+		a := sentinel.GetMasterAddrByName(t.Context(), servertest.SentinelGroup).Val()
+		return len(a) == 2 && a[1] == fmt.Sprint(replica.Port()) && rc.Set(t.Context(), "probe", 1, 0).Err() == nil
+	})
+	b.daemon.mu.Lock()
+	b.daemon.rdb = rc
+	b.daemon.mu.Unlock()
+	eventually(t, "a value is stored on the new primary", func() bool {
+		s, err := v.Get(t.Context(), Vars{"id": 2}, item(2))
+		return err == nil && s == "one" && rc.Exists(t.Context(), "item:2").Val() == 1
+	})
+	b.write(2, "two")
+	if err := rc.Unlink(t.Context(), "item:2").Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.get(v, 2, "two")
+}
+
+func TestConnectionsLeadToOneServer(t *testing.T) {
+	dial := (&oneServer{}).DialHook(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	})
+	to := func(l net.Listener) net.Conn {
+		conn, err := dial(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if _, ok := conn.(syscall.Conn); !ok {
+			t.Error("the client cannot see when the server has closed it")
+		}
+		return conn
+	}
+	var listeners [2]net.Listener
+	for i := range listeners {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		listeners[i] = l
+	}
+	old := []net.Conn{to(listeners[0]), to(listeners[0])}
+	if err := old[1].Close(); err != nil { // by the client's own will
+		t.Error(err)
+	}
+	if _, err := old[0].Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	now := to(listeners[1])
+	if _, err := old[0].Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the connection to the old server: %v", err)
+	}
+	if _, err := now.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
 }

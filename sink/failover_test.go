@@ -3,9 +3,6 @@ package sink
 import (
 	"errors"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -264,7 +261,7 @@ func TestSentinel(t *testing.T) {
 	primary, pc := server(t)
 	replica, rc := server(t)
 	replicate(t, rc, primary)
-	sentinel := startSentinel(t, primary)
+	sentinel := servertest.Sentinel(t, primary)
 	url := "redis+sentinel://127.0.0.1:1," + sentinel + "/shop-cache/0" // the first is away
 	r := attached(t, url)
 	fill(t, pc, "a", "b")
@@ -303,41 +300,6 @@ func TestSentinel(t *testing.T) {
 	unknown := open(t, "redis+sentinel://"+sentinel+"/nobody")
 	_, err := unknown.Attach(t.Context())
 	contains(t, err, `knows no group "nobody"`)
-}
-
-// startSentinel needs a program that can be told its configuration file.
-func startSentinel(t testing.TB, primary *localserver.Redis) string {
-	t.Helper()
-	var path string
-	for _, name := range []string{"redis-server", "valkey-server"} {
-		if p, err := exec.LookPath(name); err == nil {
-			path = p
-			break
-		}
-	}
-	if path == "" {
-		t.Fatal("a sentinel needs redis-server or valkey-server on the PATH")
-	}
-	dir := t.TempDir()
-	conf := filepath.Join(dir, "sentinel.conf")
-	text := "sentinel monitor shop-cache 127.0.0.1 " + strconv.Itoa(primary.Port()) + " 1\n" +
-		"sentinel down-after-milliseconds shop-cache 60000\n"
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	port := freePort(t)
-	cmd := exec.Command(path, conf, "--sentinel", "--port", port, "--bind", "127.0.0.1", "--dir", dir)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	addr := "127.0.0.1:" + port
-	c := servertest.RedisClient(t, "redis://"+addr)
-	eventually(t, "the sentinel to answer", func() bool { return c.Ping(t.Context()).Err() == nil })
-	return addr
 }
 
 // Whether the primary is still the one of the last checkpoint, in process and history.

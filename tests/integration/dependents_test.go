@@ -160,7 +160,7 @@ func TestKilledAmongDependents(t *testing.T) {
 				w.t = t
 				w.forget()
 				var pages, members []string
-				for i := range 450 { // three chunks
+				for i := range 120 { // three chunks
 					pages = append(pages, fmt.Sprintf("page:%d", i))
 					members = append(members, "page "+pages[i])
 				}
@@ -173,7 +173,7 @@ func TestKilledAmongDependents(t *testing.T) {
 				if p.err == nil {
 					t.Fatal("it ended by itself")
 				}
-				if left := len(w.registered("seller:2")); at.point == failpoint.Forgetting && left != 450-200*(n-1) {
+				if left := len(w.registered("seller:2")); at.point == failpoint.Forgetting && left != 120-50*(n-1) {
 					t.Errorf("%d are registered, want what was not dealt with yet", left)
 				}
 				// A reader comes while it is away: what it stores is new, and what it

@@ -111,6 +111,8 @@ func (s Slot) check(database string) error {
 	switch {
 	case !s.Logical:
 		return &ConfigError{Op: op, Problem: "it is a physical slot", Fix: other}
+	case s.Unfinished():
+		return s.unfinishedError() // it is known what becomes of it only when it is there
 	case s.Plugin != "pgoutput":
 		return &ConfigError{Op: op, Problem: "its output plugin is " + strconv.Quote(s.Plugin) + ", not pgoutput", Fix: other}
 	case s.Database != database:
@@ -129,28 +131,6 @@ func (s Slot) check(database string) error {
 			op, ErrSlotLost, reason, s.ConfirmedLSN, dropSlotSQL(s.Name))
 	}
 	return nil
-}
-
-// createSlot blocks until every transaction that was open at its start has
-// ended, prepared ones included: until then the server cannot know the catalog
-// from which to decode.
-func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, error) {
-	op := "create slot " + name
-	if err := allowLongWait(ctx, conn); err != nil {
-		return Slot{}, serverError(op, err, "")
-	}
-	_, err := conn.Exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, false)`, name)
-	if err != nil {
-		return Slot{}, createSlotError(ctx, conn, op, err, role)
-	}
-	slot, found, err := ReadSlot(ctx, conn, name)
-	if err != nil {
-		return Slot{}, err
-	}
-	if !found {
-		return Slot{}, &UnavailableError{Op: op, Err: fmt.Errorf("it was gone at once: %w", ErrSlotMissing), Hint: "another session drops it"}
-	}
-	return slot, nil
 }
 
 // allowLongWait raises the bounds of control connections to a minute, once: with

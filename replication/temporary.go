@@ -42,14 +42,22 @@ func TemporarySlotName(purpose string) string {
 func startTemporary(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) {
 	// A walsender of a database takes SQL too. The name tells this one from a
 	// daemon's in pg_stat_replication.
-	for _, sql := range []string{
-		"SET application_name = 'cdc-invalidator tap'",
+	if _, err := conn.Exec(ctx, "SET application_name = 'cdc-invalidator tap'").ReadAll(); err != nil {
+		return nil, temporarySlotError(slot, err)
+	}
+	if err := watchClient(ctx, conn); err != nil {
+		return nil, temporarySlotError(slot, err)
+	}
+	err := cancelOnServer(ctx, conn, func(ctx context.Context) error {
 		// NOEXPORT_SNAPSHOT: an exported snapshot would stay open and hold up vacuum.
-		"CREATE_REPLICATION_SLOT " + quoteIdentifier(slot) + " TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT",
-	} {
-		if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
-			return nil, temporarySlotError(slot, err)
-		}
+		_, err := conn.Exec(ctx, "CREATE_REPLICATION_SLOT "+quoteIdentifier(slot)+" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT").ReadAll()
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("create temporary slot %s: %w", slot, context.Cause(ctx)) // it goes with the connection
+	}
+	if err != nil {
+		return nil, temporarySlotError(slot, err)
 	}
 	return startReplication(ctx, conn, slot, publication)
 }

@@ -100,6 +100,10 @@ func (x *examination) replicationSlot(ctx context.Context, conn *pgx.Conn, st *p
 		x.slot.add(Check{Code: "slot_lost", Severity: Warning, Message: fmt.Sprintf("slot %s has lost its WAL: run replaces it, and everything cached counts as changed since %s", slot.Name, slot.ConfirmedLSN),
 			FixKind: SQL, Fix: "ALTER SYSTEM SET max_slot_wal_keep_size = <more>; SELECT pg_reload_conf();  -- so that it does not happen again"})
 		return nil
+	case errors.Is(s.SlotProblem, replication.ErrSlotUnfinished):
+		x.slot.add(Check{Code: "slot_unfinished", Severity: Warning, FixKind: SQL, Fix: slot.CancelCreationSQL() + "  -- gives it up; or wait until it is done",
+			Message: fmt.Sprintf("pid %d is still creating slot %s, and waits for transactions that are open. Until then it keeps WAL, and nobody reads it", slot.ActivePID, slot.Name)})
+		return nil
 	case s.SlotProblem != nil:
 		x.problem(x.slot, "slot", Fatal, s.SlotProblem)
 		return nil

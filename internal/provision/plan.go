@@ -206,6 +206,9 @@ func (st *State) slot(p *Plan) {
 			SQL: []string{replication.CreateSlotSQL(st.Desired.Slot)}, Needs: "REPLICATION", Lacking: !st.Rights.Replication,
 			grant: "ALTER ROLE " + replication.Identifier(s.Server.Role) + " REPLICATION;"}
 		p.Steps = append(p.Steps, step)
+	case errors.Is(s.SlotProblem, replication.ErrSlotUnfinished):
+		p.Blocked = append(p.Blocked, Blocker{Subject: name,
+			Problem: fmt.Sprintf("pid %d is still creating it, and waits for transactions that are open; wait for it, or give it up", s.Slot.ActivePID), Fix: s.Slot.CancelCreationSQL()})
 	case errors.As(s.SlotProblem, &config):
 		p.Blocked = append(p.Blocked, Blocker{Subject: name, Problem: configProblem(config), Fix: config.Fix})
 	case s.SlotProblem != nil:

@@ -251,6 +251,9 @@ func (h *Heartbeat) Status() Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := Status{OK: true}
+	if h.interval > 0 && h.seen == 0 {
+		s = Status{Unknown: true, Reason: "no heartbeat has come back yet"}
+	}
 	staleAfter := h.o.StaleAfter
 	if staleAfter <= 0 {
 		staleAfter = max(10*time.Second, 10*h.interval)

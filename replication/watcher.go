@@ -26,10 +26,11 @@ var watcherSQL string
 // Status is what a control loop knows about itself. It is OK while the loop can
 // prove what it is there to prove.
 type Status struct {
-	OK     bool
-	Since  time.Time // of the last change of OK
-	Reason string
-	Fix    string
+	OK      bool
+	Unknown bool      // not OK because nothing was proved yet, and nothing is known to be wrong
+	Since   time.Time // of the last change of OK
+	Reason  string
+	Fix     string
 }
 
 // ChangeKind is one thing about a table that changed in the catalogs.
@@ -114,7 +115,8 @@ type CatalogWatcher struct {
 	state    CatalogState
 	fatal    map[string]Finding // standing fatal findings by table
 	misled   map[string]bool    // tables with a finding that Misleads
-	lastLook time.Time
+	lastLook time.Time          // of the making, before the first
+	looked   bool
 	lastErr  error
 	since    time.Time
 	wasOK    bool
@@ -201,7 +203,10 @@ func (w *CatalogWatcher) Distrusts(schema, table string) bool {
 func (w *CatalogWatcher) Status() Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := Status{OK: true}
+	s := Status{OK: w.looked, Unknown: !w.looked}
+	if !w.looked {
+		s.Reason = "the catalogs were not looked at yet"
+	}
 	if age := time.Since(w.lastLook); age > w.o.StaleAfter {
 		s = Status{Reason: fmt.Sprintf("the catalogs could not be read for %s, so a silent DDL change may have gone unnoticed", age.Round(time.Second)),
 			Fix: "see that the source answers and the role may connect"}
@@ -309,7 +314,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state, w.fatal, w.misled, w.lastLook, w.lastErr = now, fatal, misled, began, nil
+	w.state, w.fatal, w.misled, w.lastLook, w.looked, w.lastErr = now, fatal, misled, began, true, nil
 	for _, done := range waiting {
 		close(done)
 	}

@@ -39,14 +39,31 @@ const (
 	maxScrapesAtOnce = 3
 )
 
+// State is how a condition is.
+type State string
+
+// The states. What was never tried, or not since something ended that it was true of, is
+// unknown: that is not ok, and nothing is known to be wrong either.
+const (
+	StateOK      State = "ok"
+	StateFailed  State = "failed"
+	StateUnknown State = "unknown"
+)
+
 // Condition is one thing that must hold for the daemon to keep its promise.
 type Condition struct {
 	Name   string    `json:"name"`
-	OK     bool      `json:"ok"`
-	Reason string    `json:"reason,omitempty"` // why it does not hold, or what should be known although it does
+	State  State     `json:"state"`
+	OK     bool      `json:"ok"`               // the state is ok
+	Reason string    `json:"reason,omitempty"` // why it does not hold or is not known, or what should be known although it holds
 	Fix    string    `json:"fix,omitempty"`    // what to do about it
-	Since  time.Time `json:"since,omitzero"`   // when OK last changed
+	Since  time.Time `json:"since,omitzero"`   // when the state last changed
 	Ready  bool      `json:"ready"`            // counts for /readyz
+}
+
+// NewCondition makes one that has been in its state since an unknown time.
+func NewCondition(name string, state State, reason, fix string) Condition {
+	return Condition{Name: name, State: state, OK: state == StateOK, Reason: reason, Fix: fix}
 }
 
 // Health is asked at each request, from several goroutines at once; it must

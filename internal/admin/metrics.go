@@ -16,7 +16,7 @@ type conditionCollector struct {
 
 func newConditionCollector(h Health) *conditionCollector {
 	return &conditionCollector{health: h, desc: prometheus.NewDesc("cdc_invalidator_condition",
-		"1 while the condition holds, 0 while it does not; /healthz has the reason and the fix.", []string{"condition"}, nil)}
+		"1 while the condition holds, 0 while it does not, -1 while it is not known; /healthz has the reason and the fix.", []string{"condition"}, nil)}
 }
 
 func (c *conditionCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
@@ -24,8 +24,11 @@ func (c *conditionCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc
 func (c *conditionCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, cond := range c.health.Conditions() {
 		v := 0.0
-		if cond.OK {
+		switch {
+		case cond.OK:
 			v = 1
+		case cond.State == StateUnknown:
+			v = -1
 		}
 		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, v, cond.Name)
 	}

@@ -159,12 +159,18 @@ func statusText(s admin.Status, at string) string {
 	label := "conditions"
 	for _, cond := range s.Conditions {
 		verdict := "ok  "
-		if !cond.OK {
+		switch {
+		case cond.State == admin.StateUnknown:
+			verdict = "?   "
+		case !cond.OK:
 			verdict = "FAIL"
 		}
 		since := ""
 		if !cond.Since.IsZero() {
 			since = "since " + instant(cond.Since)
+		}
+		if cond.State == admin.StateUnknown {
+			since = "not known " + since
 		}
 		line(label, "%s  %-16s  %s", verdict, cond.Name, since)
 		label = ""

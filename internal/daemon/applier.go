@@ -23,6 +23,7 @@ const checkpointPause = 20 * time.Millisecond
 // tried again until it succeeds or the session has to begin anew; nothing is passed over.
 type applier struct {
 	d        *daemon
+	checks   *checks
 	queue    *ordering.Queue
 	epoch    replication.Epoch
 	query    *replication.QueryConn
@@ -207,7 +208,7 @@ func (a *applier) retry(ctx context.Context, condition string, try func() error)
 		case errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNotAttached):
 			return err
 		}
-		a.d.failing(condition, err)
+		a.d.failing(a.checks, condition, err)
 		a.d.pulse.applier.again()
 		timer := time.NewTimer(pause.NextBackOff())
 		select {
@@ -217,7 +218,7 @@ func (a *applier) retry(ctx context.Context, condition string, try func() error)
 			return ctx.Err()
 		}
 		if err = try(); err == nil {
-			a.d.working(condition)
+			a.d.working(a.checks, condition)
 			return nil
 		}
 	}

@@ -88,6 +88,8 @@ type daemon struct {
 	// to the goroutine of attachForever.
 	owed   string
 	spoilt bool
+	// checks are the session's conditions; of the same goroutine.
+	checks *checks
 	// published is the state that this attachment has written last, "" where that is not
 	// known: of trust, then of keepState.
 	published sink.State
@@ -150,6 +152,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d.plan.Store(plan)
 	d.metrics = newMetrics(o.Registry)
 	d.health = newHealth(d)
+	d.health.process.ok(conditionMappings) // they were read just now
 	d.metrics.lag(d.health.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{
 		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
@@ -194,18 +197,18 @@ func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
 	}
 }
 
-func (d *daemon) failing(condition string, err error) {
+func (d *daemon) failing(c *checks, condition string, err error) {
 	if refusesLogin(err) {
 		d.rereadSecrets()
 	}
 	d.told(d.o.Supervisor.Status("waiting for " + condition))
-	if d.health.set(condition, false, err.Error(), fixFor(condition)) {
+	if c.failed(condition, err.Error(), fixFor(condition)) {
 		d.log.Warn("waiting for "+condition, "error", err)
 	}
 }
 
-func (d *daemon) working(condition string) {
-	if d.health.set(condition, true, "", "") {
+func (d *daemon) working(c *checks, condition string) {
+	if c.ok(condition) {
 		d.told(d.o.Supervisor.Status("streaming"))
 		d.log.Info(condition + " answers again")
 	}

@@ -27,12 +27,13 @@ const drainInterval = 50 * time.Millisecond
 // and so does fresh_as_of, which tells readers.
 type drainer struct {
 	d        *daemon
+	checks   *checks
 	leave    context.CancelCauseFunc
 	limiters map[string]*rate.Limiter // by class
 }
 
-func newDrainer(d *daemon, leave context.CancelCauseFunc) *drainer {
-	return &drainer{d: d, leave: leave, limiters: map[string]*rate.Limiter{}}
+func newDrainer(d *daemon, c *checks, leave context.CancelCauseFunc) *drainer {
+	return &drainer{d: d, checks: c, leave: leave, limiters: map[string]*rate.Limiter{}}
 }
 
 // run makes a pass over all that is held at each tick, until ctx ends.
@@ -73,12 +74,12 @@ func (w *drainer) run(ctx context.Context) error {
 
 func (w *drainer) told(err error) {
 	if err == nil {
-		if w.d.health.set(conditionHeld, true, "", "") {
+		if w.checks.ok(conditionHeld) {
 			w.d.log.Info("what is held back is applied again")
 		}
 		return
 	}
-	if w.d.health.set(conditionHeld, false, err.Error(), fixFor(conditionHeld)) {
+	if w.checks.failed(conditionHeld, err.Error(), fixFor(conditionHeld)) {
 		w.d.log.Warn("what is held back is not applied", "error", err)
 	}
 }

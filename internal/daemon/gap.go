@@ -50,7 +50,7 @@ func (d *daemon) publishGap(ctx context.Context, reason string) error {
 }
 
 func (d *daemon) publish(ctx context.Context, stored sink.Control, reason string) error {
-	d.health.set(conditionGap, false, reason, fixFor(conditionGap))
+	d.checks.failed(conditionGap, reason, fixFor(conditionGap))
 	if stored.State == sink.StateGap {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (d *daemon) publish(ctx context.Context, stored sink.Control, reason string
 func (d *daemon) skipped(ctx context.Context, err error) {
 	d.owed, d.spoilt = "the server skipped changes", true
 	d.log.Error("the server skipped changes: a gap", "error", err)
-	d.health.set(conditionGap, false, d.owed, fixFor(conditionGap))
+	d.checks.failed(conditionGap, d.owed, fixFor(conditionGap))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
 	defer cancel()
 	if err := d.sink.SetState(ctx, sink.StateGap, d.owed); err != nil {
@@ -168,7 +168,7 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 // purge settles a gap.
 func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) error {
 	d.metrics.gaps.Inc()
-	d.health.set(conditionGap, false, reason, fixFor(conditionGap))
+	d.checks.failed(conditionGap, reason, fixFor(conditionGap))
 	d.log.Error("gap: invalidations may have been missed; purging every mapped family", "reason", reason)
 	if err := d.sink.SetState(ctx, sink.StateGap, reason); err != nil {
 		return err

@@ -23,13 +23,13 @@ func (d *daemon) watchReload(ctx context.Context) error {
 		if err != nil {
 			d.metrics.reloads.WithLabelValues("refused").Inc()
 			d.metrics.reloadOK.Set(0)
-			d.health.set(conditionMappings, false, err.Error(), fixFor(conditionMappings))
+			d.health.process.failed(conditionMappings, err.Error(), fixFor(conditionMappings))
 			d.log.Error("the mappings were not reloaded; those from before are in force", "file", d.o.Config, "error", err)
 			continue
 		}
 		d.metrics.reloads.WithLabelValues("ok").Inc()
 		d.metrics.reloadOK.Set(1)
-		d.health.set(conditionMappings, true, "", "")
+		d.health.process.ok(conditionMappings)
 		d.log.Info("mappings reloaded; they hold from the next transaction on", "file", d.o.Config)
 	}
 }
@@ -85,7 +85,7 @@ func (d *daemon) reload(ctx context.Context) error {
 		}
 		return err
 	}
-	d.findings(result.Findings)
+	d.findings(d.health.current(), result.Findings)
 	d.plan.Store(plan)
 	if follow {
 		d.heartbeat.SetInterval(file.Source.Heartbeat)

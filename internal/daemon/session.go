@@ -47,7 +47,7 @@ func (d *daemon) attachForever(ctx context.Context) error {
 		if config != nil && config.Fix != "" {
 			fix = config.Fix
 		}
-		d.health.set(conditionStreaming, false, err.Error(), fix)
+		d.health.process.failed(conditionStreaming, err.Error(), fix)
 		d.told(d.o.Supervisor.Status("not streaming: " + err.Error()))
 		d.log.Warn("not streaming", "error", err, "retry_in", next.Round(time.Millisecond))
 		timer := time.NewTimer(next)
@@ -78,10 +78,14 @@ func endReason(err error) string {
 // says whether it got as far as streaming.
 func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	d.rereadSecrets()
+	d.checks = d.health.begin()
+	defer d.checks.end()
 	control, err := replication.ConnectControl(ctx, d.sourceURL(), "setup")
 	if err != nil {
+		d.failing(d.checks, conditionSource, err)
 		return false, err
 	}
+	d.working(d.checks, conditionSource)
 	defer replication.CloseControl(ctx, control)
 	setup, err := d.setUp(ctx, control)
 	if err != nil {
@@ -90,7 +94,7 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	if err := d.measureClock(ctx, control); err != nil {
 		return false, err
 	}
-	d.findings(setup.Findings)
+	d.findings(d.checks, setup.Findings)
 
 	// The slot is taken before anything is decided: while another process holds it,
 	// that one's checkpoints are the truth, and still moving.
@@ -157,10 +161,10 @@ func (d *daemon) setUp(ctx context.Context, control *pgx.Conn) (replication.Setu
 func (d *daemon) attachRedis(ctx context.Context) (sink.Control, error) {
 	stored, err := d.sink.Attach(ctx)
 	if err != nil {
-		d.failing(conditionRedis, err)
+		d.failing(d.checks, conditionRedis, err)
 		return sink.Control{}, err
 	}
-	d.working(conditionRedis)
+	d.working(d.checks, conditionRedis)
 	return stored, nil
 }
 
@@ -191,7 +195,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 		d: d, stream: stream, early: early, dec: decoder.New(), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
 		plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}
-	a := &applier{d: d, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
+	a := &applier{d: d, checks: d.checks, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
 	watcher := d.newWatcher(plan, queue, catalog)
 	r.watcher = watcher
 
@@ -214,10 +218,11 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
 	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
-	helpers.Go(func() error { return newDrainer(d, leave).run(streamCtx) })
+	helpers.Go(func() error { return newDrainer(d, d.checks, leave).run(streamCtx) })
 
 	stored, _ := d.sink.Known()
 	d.progress.attached(setup, queue, stored.Applied, stored.End)
+	d.checks.streaming(watcher)
 	d.streaming(setup)
 	d.pulse.attach.rest()
 	d.pulse.receiver.now()

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -52,18 +51,13 @@ func (d *daemon) noteClock(theirs, asked, answered time.Time) {
 }
 
 // findings tells of what widens, once a session.
-func (d *daemon) findings(list []replication.Finding) {
-	var widens []string
-	var fixes []string
+func (d *daemon) findings(c *checks, list []replication.Finding) {
 	for _, f := range list {
-		if f.Severity == replication.SeverityFatal {
-			continue // Setup has refused these
+		if f.Severity != replication.SeverityFatal { // Setup has refused these
+			d.log.Warn(f.String(), "fix", f.Fix)
 		}
-		d.log.Warn(f.String(), "fix", f.Fix)
-		widens = append(widens, f.String())
-		fixes = append(fixes, f.Fix)
 	}
-	d.health.set(conditionIdentity, len(widens) == 0, strings.Join(widens, "; "), strings.Join(fixes, " "))
+	c.widening("", "", list)
 }
 
 // newWatcher watches the mapped tables for DDL that the log is silent about.
@@ -100,6 +94,7 @@ func (d *daemon) catalogChanged(ctx context.Context, queue *ordering.Queue, chan
 			d.log.Warn(f.String(), "fix", f.Fix)
 		}
 		plan.InvalidateTable(c.Schema, c.Table, &out)
+		d.health.current().widening(c.Schema, c.Table, c.Findings)
 	}
 	queue.Lock()
 	applied := queue.AddUngated(0, d.now(), out.Invalidations)
@@ -179,7 +174,7 @@ func epochChanged(stored string, now replication.Epoch) (bool, string) {
 
 // streaming is called when a session begins to stream.
 func (d *daemon) streaming(setup replication.SetupResult) {
-	d.health.set(conditionStreaming, true, "", "")
+	d.health.process.ok(conditionStreaming)
 	d.log.Info("streaming", "slot", setup.Slot.Name, "publication", setup.Publication.Name,
 		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline)
 	d.told(d.o.Supervisor.Ready("streaming"))

@@ -203,7 +203,7 @@ func TestQueueUnderConcurrency(t *testing.T) {
 					}
 				}
 				q.Commit(Position{CommitLSN: at, EndLSN: at + 5}, time.Time{})
-				q.Mark(Position{EndLSN: at + 7})
+				q.Mark(at + 7)
 				q.Unlock()
 			}
 		})

@@ -140,7 +140,7 @@ func TestQueueClaimsNothingEarly(t *testing.T) {
 					q.Commit(Position{CommitLSN: lsn.LSN(at), EndLSN: lsn.LSN(at + 5)}, time.Time{})
 				}
 			case "mark":
-				q.Mark(Position{EndLSN: lsn.LSN(at + 7)})
+				q.Mark(lsn.LSN(at + 7))
 			case "take":
 				q.Unlock()
 				takeOne()
@@ -167,15 +167,15 @@ func TestMarkMovesTheEndOnly(t *testing.T) {
 	q := NewQueue(Position{CommitLSN: 10, EndLSN: 15})
 	q.Lock()
 	q.Begin(txn(1, 20, 1))
-	q.Mark(Position{EndLSN: 99})
+	q.Mark(99)
 	q.Unlock()
 	if b := q.TryTake(); b != nil {
 		t.Fatal("a mark inside of a transaction counts")
 	}
 	q.Lock()
 	q.Commit(Position{CommitLSN: 20, EndLSN: 25}, time.Time{})
-	q.Mark(Position{EndLSN: 99})
-	q.Mark(Position{EndLSN: 50})
+	q.Mark(99)
+	q.Mark(50)
 	q.Unlock()
 	p, ok := q.TryTake().Position()
 	if !ok || p.CommitLSN != 20 || p.EndLSN != 99 {

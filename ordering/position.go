@@ -15,6 +15,19 @@ type Position struct {
 	CommitLSN  lsn.LSN
 	EndLSN     lsn.LSN
 	CommitTime time.Time
+	// XID of the transaction at CommitLSN. With its commit time it tells that transaction
+	// from one of another history at the same place. 0: the slot need not send it again.
+	XID uint32
+}
+
+// Confirmable is how far the log may be confirmed for this boundary. A transaction that is
+// to prove the history at the next start has to come through the slot again, so the
+// boundary stays in front of it.
+func (p Position) Confirmable() lsn.LSN {
+	if p.XID != 0 {
+		return p.CommitLSN
+	}
+	return p.EndLSN
 }
 
 // Txn is what a batch knows of a transaction.

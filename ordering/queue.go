@@ -115,13 +115,21 @@ func (q *Queue) Commit(end Position, beat time.Time) {
 }
 
 // Mark moves the boundary without a transaction: the server said that there is
-// nothing for this slot below p. Ignored inside a transaction.
-func (q *Queue) Mark(p Position) {
-	if q.open || p.EndLSN <= q.end.EndLSN {
+// nothing for this slot below end. Ignored inside a transaction.
+func (q *Queue) Mark(end lsn.LSN) {
+	if q.open || end <= q.end.EndLSN {
 		return
 	}
-	q.end.EndLSN = p.EndLSN
+	q.end.EndLSN = end
 	q.fill.end(q.end)
+}
+
+// Disown gives up that the last transaction comes through the slot again, so that the log
+// behind it can be confirmed although none follows.
+func (q *Queue) Disown() {
+	if !q.open {
+		q.end.XID = 0
+	}
 }
 
 // Add puts an invalidation of the open transaction in.

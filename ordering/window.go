@@ -21,7 +21,7 @@ type Window struct {
 
 type mark struct {
 	at  time.Time
-	end lsn.LSN
+	end lsn.LSN // Position.Confirmable
 }
 
 // windowSteps bounds the marks that are kept, and so how much later than its
@@ -33,7 +33,8 @@ func NewWindow(length time.Duration) *Window {
 	return &Window{length: length, step: length / windowSteps}
 }
 
-// Add says that everything below end was checkpointed at the time at.
+// Add says that a boundary was checkpointed at the time at, and that the log may be confirmed
+// up to end for it (Position.Confirmable).
 func (w *Window) Add(at time.Time, end lsn.LSN) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

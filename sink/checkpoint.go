@@ -51,7 +51,7 @@ func (r *Redis) checkSource(c Checkpoint) error {
 // checkpointCommand makes one call that may carry a checkpoint, the position
 // about to be sent, or both.
 func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpoint, sent lsn.LSN) *redis.Cmd {
-	args := make([]any, 10)
+	args := make([]any, 11)
 	for i := range args {
 		args[i] = ""
 	}
@@ -72,6 +72,7 @@ func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpo
 	args[8] = hexTime(r.now())
 	if c != nil {
 		args[9] = r.nodesAfter(c)
+		args[10] = txnField(c.CommitLSN, c.XID)
 	}
 	return r.scripts.checkpoint.command(ctx, []any{r.controlKey}, args)
 }
@@ -102,7 +103,7 @@ func (r *Redis) stored(c *Checkpoint, sent lsn.LSN) {
 		s.nodes = r.nodes
 	}
 	if c.CommitLSN > s.Applied || c.CommitLSN == s.Applied && c.EndLSN > s.End {
-		s.Applied, s.End, s.Source.Timeline, s.CommitTime = c.CommitLSN, c.EndLSN, c.Timeline, c.CommitTime
+		s.Applied, s.End, s.Source.Timeline, s.CommitTime, s.XID = c.CommitLSN, c.EndLSN, c.Timeline, c.CommitTime, c.XID
 		if !c.FreshAsOf.IsZero() {
 			s.FreshAsOf = c.FreshAsOf
 		}

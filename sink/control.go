@@ -41,12 +41,15 @@ type Control struct {
 	Applied    lsn.LSN   // commit LSN: no transaction at or below it is missing
 	End        lsn.LSN   // end LSN of that transaction
 	CommitTime time.Time // its commit time
+	XID        uint32    // its id; 0 where the slot need not send it again
 	FreshAsOf  time.Time // nothing that was visible on the source then is missing
 	Sent       lsn.LSN   // commit LSN: nothing above it has been applied
 	State      State
 	Reason     string
 	StateSince time.Time
 	Updated    time.Time // the writer's clock
+	// Have and HaveEnd are Applied and End of the primary that has least: replay starts there.
+	Have, HaveEnd lsn.LSN
 	// NodesChanged says that the primaries are not those of the last checkpoint, in
 	// process or history: writes that they had acknowledged may be lost.
 	NodesChanged bool
@@ -77,6 +80,7 @@ func (c *Control) fields() []any {
 		"applied", c.Applied.Hex(),
 		"end", c.End.Hex(),
 		"commit_time", hexTime(c.CommitTime),
+		"txn", txnField(c.Applied, c.XID),
 		"fresh_as_of", hexTime(c.FreshAsOf),
 		"sent", c.Sent.Hex(),
 		"nodes", c.nodes,
@@ -120,6 +124,7 @@ func parseControl(m map[string]string) (Control, error) {
 	c.StateSince = timeFromMicros(number("state_since", 16))
 	c.Updated = timeFromMicros(number("updated", 16))
 	c.revision = number("state_revision", 16)
+	c.XID = parseTxn(m["txn"], c.Applied)
 	for name, mark := range m {
 		class, ok := strings.CutPrefix(name, heldField)
 		if !ok {
@@ -138,6 +143,24 @@ func parseControl(m map[string]string) (Control, error) {
 			Hint: "delete it (UNLINK): the daemon then starts a new generation, which purges all mapped families"}
 	}
 	return c, nil
+}
+
+// txnField identifies the transaction at a position, "" where it is not known. It names the
+// position, so that it does not speak for one that a writer without this field stored later.
+func txnField(applied lsn.LSN, xid uint32) string {
+	if xid == 0 {
+		return ""
+	}
+	return applied.Hex() + " " + hex32(xid)
+}
+
+func parseTxn(field string, applied lsn.LSN) uint32 {
+	text, ok := strings.CutPrefix(field, applied.Hex()+" ")
+	xid, err := strconv.ParseUint(text, 16, 32)
+	if !ok || err != nil {
+		return 0
+	}
+	return uint32(xid)
 }
 
 func (r *Redis) load(ctx context.Context, be *backend) (Control, error) {

@@ -204,8 +204,9 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.shadow = c
 	r.nodes = fingerprint(ids)
 	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes
+	c.Have, c.HaveEnd = c.Applied, c.End
 	if be.cluster != nil && c.Found && c.nodes != r.nodes {
-		c.Applied = 0
+		c.Have = 0
 		// The slot's own replay does not reach back to what was held for longer.
 		r.replayFrom = r.sourceNow().Add(replayMargin).UnixMilli()
 		for class := range r.sets {

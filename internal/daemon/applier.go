@@ -155,7 +155,7 @@ func (a *applier) save(ctx context.Context) error {
 	}
 	failpoint.Hit(failpoint.Checkpointed)
 	a.unsaved, a.savedAt = false, time.Now()
-	a.window.Add(a.savedAt, a.pending.EndLSN)
+	a.window.Add(a.savedAt, a.pending.Confirmable())
 	return nil
 }
 

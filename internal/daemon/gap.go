@@ -64,8 +64,14 @@ func (d *daemon) publish(ctx context.Context, stored sink.Control, reason string
 //
 // For the same reason the slot has to be made anew: it would skip the same changes again.
 func (d *daemon) skipped(ctx context.Context, err error) {
-	d.owed, d.spoilt = "the server skipped changes", true
+	d.spoilt = true
 	d.log.Error("the server skipped changes: a gap", "error", err)
+	d.owe(ctx, "the server skipped changes")
+}
+
+// owe publishes a gap that a session has found, for the next one to settle.
+func (d *daemon) owe(ctx context.Context, reason string) {
+	d.owed = reason
 	d.checks.failed(conditionGap, d.owed, fixFor(conditionGap))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
 	defer cancel()
@@ -87,14 +93,14 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 	}
 	switch {
 	case gap == "" && stored.Found:
-		d.log.Info("resuming", "slot", setup.Slot.Name, "confirmed", setup.Slot.ConfirmedLSN, "applied", stored.Applied)
+		d.log.Info("resuming", "slot", setup.Slot.Name, "confirmed", setup.Slot.ConfirmedLSN, "applied", stored.Have)
 		// A restart that can have lost nothing is not to be judged again by what is set later.
 		if source.Epoch != stored.Source.Epoch {
 			if err := d.sink.SetEpoch(ctx, source.Epoch); err != nil {
 				return 0, false, err
 			}
 		}
-		return stored.Applied, true, d.trust(ctx)
+		return stored.Have, true, d.trust(ctx)
 	case gap == "":
 		if err := d.sink.StartGeneration(ctx, source); err != nil {
 			return 0, false, err
@@ -138,12 +144,11 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 		// Replay cannot bring back what readers registered, nor what was forgotten of it
 		// on one node while another lost the removal.
 		return "Redis is another process or history, which may have lost what depends on which rows", nil
-	case setup.Slot.ConfirmedLSN > max(stored.Applied, stored.End):
-		return fmt.Sprintf("the slot is confirmed up to %s and Redis has applied up to %s only", setup.Slot.ConfirmedLSN, max(stored.Applied, stored.End)), nil
+	case setup.Slot.ConfirmedLSN > max(stored.Have, stored.HaveEnd):
+		return fmt.Sprintf("the slot is confirmed up to %s and Redis has applied up to %s only", setup.Slot.ConfirmedLSN, max(stored.Have, stored.HaveEnd)), nil
 	}
-	// What is written after a restore from a copy gets positions that were used
-	// before, and would be taken for applied. (Not to be seen any more once the log
-	// has grown past the old end; a restore must give the cluster a new timeline.)
+	// What is written after a restore from a copy gets positions that were used before, and
+	// would be taken for applied. Once the log has grown past the old end, history finds it.
 	end, err := replication.LogEnd(ctx, control)
 	if err != nil {
 		return "", err

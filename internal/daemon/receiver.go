@@ -29,7 +29,8 @@ type receiver struct {
 	window   *ordering.Window
 	timeline uint32
 	// Transactions at or below skip were applied before this attachment.
-	skip lsn.LSN
+	skip    lsn.LSN
+	history history
 
 	watcher     *replication.CatalogWatcher
 	distrusting bool // there are tables whose changes do not tell all
@@ -114,8 +115,23 @@ func (r *receiver) drain(ctx context.Context) error {
 	r.queue.CatchingUp(r.stream.CatchingUp())
 	if !r.queue.Open() && !r.skipping {
 		r.reload()
-		r.queue.Mark(ordering.Position{Timeline: r.timeline, EndLSN: r.stream.KeepaliveLSN()})
+		return r.mark(r.stream.KeepaliveLSN())
 	}
+	return nil
+}
+
+// mark notes that there is nothing for this slot below end.
+func (r *receiver) mark(end lsn.LSN) error {
+	if err := r.history.reached(end); err != nil {
+		return err
+	}
+	if !r.history.proved() {
+		return nil // whose log this is the end of is not known yet
+	}
+	if !r.d.heartbeats() {
+		r.queue.Disown()
+	}
+	r.queue.Mark(end)
 	return nil
 }
 
@@ -146,6 +162,9 @@ func (r *receiver) handle(data []byte) error {
 		r.add()
 	case decoder.KindBegin:
 		r.prompt = r.stream.Committed(m.Begin.CommitTime) < promptAge
+		if err := r.history.begin(m.Begin.CommitLSN, m.Begin.XID, m.Begin.CommitTime); err != nil {
+			return err
+		}
 		r.skipping = m.Begin.CommitLSN <= r.skip
 		if r.skipping {
 			return nil
@@ -160,9 +179,13 @@ func (r *receiver) handle(data []byte) error {
 			r.skipping = false
 			return nil
 		}
-		r.queue.Commit(ordering.Position{
+		p := ordering.Position{
 			Timeline: r.timeline, CommitLSN: m.Commit.CommitLSN, EndLSN: m.Commit.EndLSN, CommitTime: m.Commit.CommitTime,
-		}, r.beat)
+		}
+		if r.d.file.Source.Heartbeat > 0 { // see heartbeats
+			p.XID = r.tx.XID
+		}
+		r.queue.Commit(p, r.beat)
 		failpoint.Hit(failpoint.Decoded)
 	case decoder.KindRelation:
 		r.bind(m.Relation)

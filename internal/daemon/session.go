@@ -70,6 +70,8 @@ func endReason(err error) string {
 		return "superseded"
 	case errors.Is(err, replication.ErrSourceChanged):
 		return "source_changed"
+	case errors.Is(err, errOtherHistory):
+		return "source_taken_back"
 	}
 	return "error"
 }
@@ -127,7 +129,10 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 		return false, err
 	}
 	replication.CloseControl(ctx, control) // nothing asks it any more, and connections are scarce
-	return true, d.pump(ctx, stream, setup, catalog, skip)
+	if !resumed {
+		stored = sink.Control{}
+	}
+	return true, d.pump(ctx, stream, setup, catalog, skip, stored)
 }
 
 // setUp brings the source to where the slot can be streamed. Making a slot waits
@@ -186,14 +191,19 @@ func (d *daemon) setupOptions(plan *mapping.Plan) replication.SetupOptions {
 
 // pump streams until ctx ends or something changes. What was queued by then is
 // applied, checkpointed and confirmed before it returns.
-func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup replication.SetupResult, catalog replication.CatalogState, skip lsn.LSN) error {
-	queue := ordering.NewQueue(ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: skip, EndLSN: setup.Slot.ConfirmedLSN})
+func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup replication.SetupResult, catalog replication.CatalogState, skip lsn.LSN, stored sink.Control) error {
+	start := ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: skip, EndLSN: setup.Slot.ConfirmedLSN}
+	if skip == stored.Applied {
+		start.CommitTime, start.XID = stored.CommitTime, stored.XID
+	}
+	queue := ordering.NewQueue(start)
 	window := ordering.NewWindow(d.file.Redis.ReplayWindow)
 	plan := d.plan.Load()
 	early := d.sink.NewEarly()
 	r := &receiver{
 		d: d, stream: stream, early: early, dec: decoder.New(), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
-		plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
+		history: newHistory(stored),
+		plan:    plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}
 	a := &applier{d: d, checks: d.checks, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
 	watcher := d.newWatcher(plan, queue, catalog)
@@ -220,8 +230,8 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
 	helpers.Go(func() error { return newDrainer(d, d.checks, leave).run(streamCtx) })
 
-	stored, _ := d.sink.Known()
-	d.progress.attached(setup, queue, stored.Applied, stored.End)
+	known, _ := d.sink.Known()
+	d.progress.attached(setup, queue, known.Applied, known.End)
 	d.checks.streaming(watcher)
 	d.streaming(setup)
 	d.pulse.attach.rest()
@@ -235,6 +245,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	_ = helpers.Wait() // all return nil, always
 	if errors.Is(err, replication.ErrChangesSkipped) {
 		d.skipped(ctx, err)
+	}
+	if errors.Is(err, errOtherHistory) {
+		d.owe(ctx, err.Error())
 	}
 	queue.Close()
 	timer := time.AfterFunc(drainTimeout, stopApplying)

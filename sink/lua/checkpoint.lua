@@ -11,6 +11,8 @@
 -- ARGV[8]  fresh_as_of: nothing visible then is missing, 16 hex; '' = as before
 -- ARGV[9]  updated: the writer's clock, microseconds since 1970, 16 hex
 -- ARGV[10] nodes: the primaries that have all up to applied; '' = as before
+-- ARGV[11] txn: the transaction at applied, '<applied> <xid, 8 hex>'; '' = it need not
+--          come through the slot again
 --
 -- Returns 'ok'          nothing in the hash is behind what was asked for
 --         'node'        the node's history is another one: nothing was written
@@ -48,6 +50,8 @@ if ARGV[4] ~= '' and (ARGV[4] > applied or ARGV[4] == applied and ARGV[5] > (h[4
       set[#set + 1] = ARGV[3 + i]
     end
   end
+  set[#set + 1] = 'txn'
+  set[#set + 1] = ARGV[11]
 end
 -- Once a replay has reached the stored position again, these nodes have it all.
 if ARGV[10] ~= '' and ARGV[4] >= applied then

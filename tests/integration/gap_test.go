@@ -3,12 +3,14 @@ package integration
 import (
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
 // wantGap starts the daemon, which must find a gap for the reason, publish it before
@@ -168,39 +170,105 @@ func TestAnotherClusterIsAGap(t *testing.T) {
 	w.wantGap("another cluster").stop()
 }
 
-// The source is an earlier copy of itself: same system id, same timeline, same slot,
-// and a log that ends before what was applied.
+// The source is an earlier copy of itself, as a restored volume snapshot is: same system id,
+// same timeline, same slot. Its log ends before what was applied, or has grown past that
+// by the time the daemon looks.
 func TestSourceTakenBackToACopyIsAGap(t *testing.T) {
+	for name, grow := range map[string]int{"the log ends before": 0, "the log has grown past": 4} {
+		t.Run(name, func(t *testing.T) {
+			w, pg, _ := privateWorld(t, 200, nil)
+			w.exec("CREATE TABLE elsewhere (v text)")
+			w.start().stop()
+			w.offline(pg, func() {
+				if err := pg.SaveData(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+			p := w.start()
+			w.update(0, 200)
+			w.settle(p)
+			w.cacheRows(0, 100)
+			p.stop()
+			w.offline(pg, func() {
+				if err := pg.RestoreData(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+			applied := w.control()["applied"]
+			for range grow {
+				w.exec("INSERT INTO elsewhere SELECT string_agg(md5(i::text), '') FROM generate_series(1, 40000) i")
+			}
+			if grow > 0 && !query[bool](w, "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn > $1", decimal(t, applied)) {
+				t.Fatal("the log has not grown past what was applied: the test proves nothing")
+			}
+			w.wantGap("the source was taken back").stop()
+		})
+	}
+}
+
+// offline does something while the source is stopped.
+func (w *world) offline(pg *localserver.Postgres, do func()) {
+	w.t.Helper()
+	closeNow(w.conn)
+	if err := pg.Stop(w.t.Context(), localserver.Fast); err != nil {
+		w.t.Fatal(err)
+	}
+	do()
+	if err := pg.Start(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	w.reconnect()
+}
+
+// The daemon is stopped, and starts again: what it finds is what it left, whatever happened to
+// the source in between that takes nothing back.
+func TestHistoryThatGoesOnIsNoGap(t *testing.T) {
 	w, pg, _ := privateWorld(t, 200, nil)
-	w.start().stop()
-	closeNow(w.conn)
-	if err := pg.Stop(t.Context(), localserver.Fast); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.SaveData(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	w.reconnect()
+	w.replayWindow("0s") // nothing but the last transaction is held back
 	p := w.start()
-	w.update(0, 200)
-	w.settle(p)
-	w.cacheRows(0, 100)
+	first := w.control()["generation"]
+	resumes := func(name string, stop func()) {
+		t.Helper()
+		w.update(0, 50)
+		w.settle(p)
+		stop()
+		w.cacheRows(0, 100)
+		w.update(0, 50)
+		p = w.start()
+		w.settle(p)
+		if c := w.control(); c["generation"] != first {
+			t.Fatalf("%s: the generation is %s, was %s\n%s", name, c["generation"], first, p.log.String())
+		}
+		w.wantGone(0, 50)
+		w.wantKept(50, 100)
+		if proof := w.control()["txn"]; !strings.HasPrefix(proof, w.control()["applied"][:8]) {
+			t.Errorf("%s: the checkpoint names the transaction %q", name, proof)
+		}
+	}
+	resumes("stopped", func() { p.stop() })
+	resumes("killed", func() { p.kill() })
+	resumes("the source restarted", func() { p.stop(); w.offline(pg, func() {}) })
+	resumes("the source crashed", func() {
+		p.kill()
+		pg.Kill()
+		if err := pg.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.reconnect()
+	})
+	resumes("a checkpoint of an earlier version", func() {
+		p.stop()
+		if err := w.rdb.HDel(t.Context(), "inv:source:{"+w.slot+"}", "txn").Err(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	resumes("one that an earlier version has moved on", func() {
+		p.stop()
+		if err := w.rdb.HSet(t.Context(), "inv:source:{"+w.slot+"}", "txn", "0000000000000010 00000003").Err(); err != nil {
+			t.Fatal(err)
+		}
+	})
 	p.stop()
-	closeNow(w.conn)
-	if err := pg.Stop(t.Context(), localserver.Fast); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.RestoreData(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	w.reconnect()
-	w.wantGap("was taken back").stop()
 }
 
 // A replica that lags is promoted, and the URL leads to it: it has values that the
@@ -309,4 +377,13 @@ func (r *route) accept() {
 func forward(dst, src net.Conn) {
 	defer dst.Close()
 	_, _ = io.Copy(dst, src) // ends when either side is closed
+}
+
+func decimal(t *testing.T, position string) uint64 {
+	t.Helper()
+	n, err := lsn.ParseHex(position)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint64(n)
 }

@@ -19,7 +19,7 @@ type edit struct{ file, old, new string }
 // planted is a bug that a scenario must catch.
 type planted struct {
 	name     string
-	scenario string // without library/
+	scenario string // without library/; or "./package Test" where no reader has a part in it
 	edits    []edit
 }
 
@@ -87,6 +87,10 @@ func plantedBugs() []planted {
 			one("cache/l1.go", "if m.seq < l.floor || l.recent[m.key] > m.seq {", "if m.seq < l.floor {")},
 		{"a gap in the stream is passed over", "L1: stream cut",
 			one("cache/stream.go", "	case m.session != s.session || m.n != s.n+1:", "	case false:")},
+		{"the checkpoint is believed although its transaction does not come again", "./tests/integration TestSourceTakenBackToACopyIsAGap",
+			one("internal/daemon/history.go", "seen: stored.XID == 0", "seen: true")},
+		{"the last transaction is confirmed", "./tests/integration TestHistoryThatGoesOnIsNoGap",
+			one("ordering/position.go", "if p.XID != 0 {", "if false {")},
 	}
 }
 
@@ -103,7 +107,11 @@ func TestPlanted(t *testing.T) {
 					t.Errorf("%s: %s has its text %d times, want once:\n%s", p.name, e.file, n, e.old)
 				}
 			}
-			if !hasScenario("library/" + p.scenario) {
+			if pkg, test, ok := strings.Cut(p.scenario, " "); ok && strings.HasPrefix(pkg, "./") {
+				if !hasTest(t, pkg, test) {
+					t.Errorf("%s: %s has no %s", p.name, pkg, test)
+				}
+			} else if !hasScenario("library/" + p.scenario) {
 				t.Errorf("%s: there is no scenario %q", p.name, p.scenario)
 			}
 		}
@@ -115,15 +123,18 @@ func TestPlanted(t *testing.T) {
 			for _, e := range p.edits {
 				plant(t, tree, e)
 			}
-			out, err := inTree(t, tree, 8*time.Minute, "go", "test", "./tests/consistency", "-count", "1", "-v", "-timeout", "3m",
-				"-run", "^TestConsistency$/^library$/^"+escapeName(p.scenario)+"$")
+			pkg, run, fails := "./tests/consistency", "^TestConsistency$/^library$/^"+escapeName(p.scenario)+"$", "--- FAIL: TestConsistency/library/"
+			if other, test, ok := strings.Cut(p.scenario, " "); ok && strings.HasPrefix(other, "./") {
+				pkg, run, fails = other, "^"+test+"$", "--- FAIL: "+test
+			}
+			out, err := inTree(t, tree, 8*time.Minute, "go", "test", pkg, "-count", "1", "-v", "-timeout", "3m", "-run", run)
 			text := string(out)
 			switch {
 			case strings.Contains(text, "[build failed]") || strings.Contains(text, "build the daemon:"):
 				t.Errorf("the planted bug does not build, which is no catch\n%s", tail(text))
 			case err == nil:
 				t.Errorf("%q does not catch it\n%s", p.scenario, tail(text))
-			case !strings.Contains(text, "--- FAIL: TestConsistency/library/"):
+			case !strings.Contains(text, fails):
 				t.Errorf("%q failed for another reason: %v\n%s", p.scenario, err, tail(text))
 			default:
 				t.Logf("caught by %q:\n%s", p.scenario, reasons(text))
@@ -135,6 +146,20 @@ func TestPlanted(t *testing.T) {
 func hasScenario(name string) bool {
 	for _, sc := range libraryScenarios() {
 		if sc.name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// hasTest says whether a package has a test of that name.
+func hasTest(t *testing.T, pkg, name string) bool {
+	files, err := filepath.Glob(filepath.Join("..", "..", pkg, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), "func "+name+"(t *testing.T)") {
 			return true
 		}
 	}

@@ -3,6 +3,7 @@ package decoder
 import (
 	"fmt"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
@@ -12,6 +13,7 @@ import (
 // is open. A new connection needs a new Decoder, since the server describes
 // every relation afresh. It is not safe for concurrent use.
 type Decoder struct {
+	text      Encoding
 	relations map[uint32]*Relation
 	last      *Relation // of the last change: rows of one table come in runs
 	inTx      bool
@@ -21,9 +23,33 @@ type Decoder struct {
 }
 
 // New returns a Decoder for a connection on which START_REPLICATION just
-// succeeded.
-func New() *Decoder {
-	return &Decoder{relations: make(map[uint32]*Relation)}
+// succeeded, of a server whose text is UTF-8.
+func New() *Decoder { return NewFor(nil) }
+
+// NewFor is New for a server with an encoding of its own; nil is UTF-8.
+func NewFor(text Encoding) *Decoder {
+	return &Decoder{text: text, relations: make(map[uint32]*Relation)}
+}
+
+// Encoding converts what a server sends in an encoding of its own into UTF-8.
+type Encoding interface {
+	// UTF8 is false where src has no form in UTF-8. It may return src itself.
+	UTF8(src []byte) (text []byte, ok bool)
+	// Lossy has U+FFFD in the place of what cannot be converted.
+	Lossy(src []byte) []byte
+}
+
+// name is a name of the catalog. One that cannot be converted stays as it is: it is
+// nobody's that a file could mention.
+func (d *Decoder) name(src []byte) string { return string(d.converted(src)) }
+
+func (d *Decoder) converted(src []byte) []byte {
+	if d.text != nil {
+		if text, ok := d.text.UTF8(src); ok {
+			return text
+		}
+	}
+	return src
 }
 
 // Relations calls yield for each relation described so far on this connection.
@@ -116,12 +142,12 @@ func (d *Decoder) commit(r *reader, m *Message) error {
 }
 
 func (d *Decoder) relation(r *reader, m *Message) error {
-	rel := &Relation{ID: r.uint32()}
-	rel.Namespace = string(r.cstring())
+	rel := &Relation{ID: r.uint32(), Encoding: d.text}
+	rel.Namespace = d.name(r.cstring())
 	if rel.Namespace == "" {
 		rel.Namespace = "pg_catalog"
 	}
-	rel.Name = string(r.cstring())
+	rel.Name = d.name(r.cstring())
 	rel.ReplicaIdentity = ReplicaIdentity(r.byte())
 	switch rel.ReplicaIdentity {
 	case IdentityDefault, IdentityNothing, IdentityFull, IdentityIndex:
@@ -136,7 +162,7 @@ func (d *Decoder) relation(r *reader, m *Message) error {
 		flags := r.byte()
 		rel.Columns = append(rel.Columns, Column{
 			Key:     flags&1 != 0,
-			Name:    string(r.cstring()),
+			Name:    d.name(r.cstring()),
 			TypeOID: r.uint32(),
 			TypeMod: int32(r.uint32()),
 		})
@@ -265,6 +291,13 @@ func (d *Decoder) logical(r *reader, m *Message) error {
 	}
 	if err := r.end(); err != nil {
 		return err
+	}
+	if d.text != nil {
+		m.Logical.Prefix = d.converted(m.Logical.Prefix)
+		if content := m.Logical.Content; utf8.Valid(content) {
+			m.Logical.Other = content
+		}
+		m.Logical.Content = d.text.Lossy(m.Logical.Content)
 	}
 	m.Kind = KindLogical
 	return nil

@@ -70,6 +70,7 @@ type Relation struct {
 	Name            string
 	ReplicaIdentity ReplicaIdentity
 	Columns         []Column
+	Encoding        Encoding // converts the values of its rows; nil where they are UTF-8
 }
 
 // String is schema.name, for people.
@@ -129,7 +130,7 @@ const (
 // Value is one column's value in a change.
 type Value struct {
 	Kind ValueKind
-	Data []byte // Text and Binary only; aliases the buffer given to Decode
+	Data []byte // Text and Binary only, in the server's encoding; aliases the buffer given to Decode
 }
 
 // Truncate lists the published relations that one TRUNCATE emptied.
@@ -141,10 +142,14 @@ type Truncate struct {
 
 // Logical is a message written by pg_logical_emit_message. A transactional one
 // arrives inside its transaction; any other arrives at once, outside of any,
-// even from a transaction that aborts later.
+// even from a transaction that aborts later. Its text is UTF-8, with U+FFFD in the place
+// of what cannot be converted.
 type Logical struct {
 	Transactional bool
 	LSN           lsn.LSN
 	Prefix        []byte
 	Content       []byte
+	// Other is the content as it came, where the server's encoding is not UTF-8 and it
+	// could be UTF-8 all the same: messages may be sent as bytes too, and then it is.
+	Other []byte
 }

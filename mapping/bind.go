@@ -118,7 +118,7 @@ func bindRule(rel *decoder.Relation, r *rule) boundRule {
 func find(rel *decoder.Relation, name string) column {
 	for i, c := range rel.Columns {
 		if c.Name == name {
-			return column{index: i, key: c.Key, blank: c.TypeOID == bpcharOID, typeOID: c.TypeOID}
+			return column{index: i, key: c.Key, blank: c.TypeOID == bpcharOID, typeOID: c.TypeOID, text: rel.Encoding}
 		}
 	}
 	return column{index: -1}

@@ -139,5 +139,6 @@ func (r Reason) explain() string {
 		"the for_each query cannot answer",
 		"the message lacks a field",
 		"columns cannot be compared without an old image",
+		"a value has no form in UTF-8",
 	}[r]
 }

@@ -49,9 +49,9 @@ func (r *boundRule) touched(ch *decoder.Change, out *Output) bool {
 		}
 		before, after := c.oldValue(ch), c.newValue(ch)
 		switch {
-		case !before.known || !after.known:
+		case !before.seen() || !after.seen():
 			unseen = true
-		case before.null != after.null || !bytes.Equal(before.data, after.data):
+		case !before.equal(after):
 			return true
 		}
 	}

@@ -3,8 +3,20 @@ package mapping
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"unicode/utf8"
+
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
 )
+
+// Logical adds what a logical message of the log makes stale, in both readings where it
+// has two.
+func (p *Plan) Logical(m *decoder.Logical, out *Output) {
+	p.Message(m.Prefix, m.Content, out)
+	if m.Other != nil && !bytes.Equal(m.Other, m.Content) {
+		p.Message(m.Prefix, m.Other, out)
+	}
+}
 
 // Message adds what a logical message makes stale. Its content is a JSON object
 // with a field for each variable; one that is not widens.
@@ -38,6 +50,11 @@ func messageFields(content []byte) map[string]value {
 		case nil:
 			fields[name] = value{null: true, known: true}
 		case string:
+			// In the place of what is no character in UTF-8, here or in the sender's own text.
+			if strings.ContainsRune(v, utf8.RuneError) {
+				fields[name] = value{reason: ReasonEncoding}
+				continue
+			}
 			fields[name] = value{data: []byte(v), known: true}
 		case json.Number:
 			fields[name] = value{data: []byte(v), known: true}
@@ -57,10 +74,13 @@ func (t *target) message(fields map[string]value, out *Output) {
 	for i, name := range t.vars {
 		v, ok := fields[name]
 		if !ok {
+			v.reason = ReasonMessage
+		}
+		if !v.known {
 			out.buf = out.buf[:start]
-			out.Widened[ReasonMessage]++
+			out.Widened[v.reason]++
 			var tenant []byte
-			if v, ok := fields[t.tenant]; ok && t.tenant != "" {
+			if v := fields[t.tenant]; v.known && t.tenant != "" {
 				tenant = out.tenant(v)
 			}
 			out.purge(t.family, tenant)

@@ -56,10 +56,11 @@ const (
 	ReasonLookup                      // a for_each query could not answer
 	ReasonMessage                     // a message without a field that its mapping needs
 	ReasonColumnsUnseen               // `columns` could not be compared: no old image
+	ReasonEncoding                    // a value has no form in UTF-8
 	numReasons
 )
 
-var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_column", "predicate", "lookup", "message", "columns_unseen"}
+var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_column", "predicate", "lookup", "message", "columns_unseen", "encoding"}
 
 func (r Reason) String() string { return reasonNames[r] }
 

@@ -1,14 +1,24 @@
 package mapping
 
-import "github.com/cdc-invalidator/cdc-invalidator/decoder"
+import (
+	"bytes"
+
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
+)
 
 // value is a column's value as far as the log tells it.
 type value struct {
 	data   []byte
+	raw    []byte // in the server's encoding; also of a value that cannot be converted
 	null   bool
 	known  bool
 	reason Reason // why it is not known
 }
+
+// seen says whether the log tells the value, in whatever encoding.
+func (v value) seen() bool { return v.known || v.reason == ReasonEncoding }
+
+func (v value) equal(o value) bool { return v.null == o.null && bytes.Equal(v.raw, o.raw) }
 
 func (v value) append(dst []byte) []byte {
 	if v.null {
@@ -23,9 +33,13 @@ type column struct {
 	key     bool
 	blank   bool // char(n): the log pads it with blanks that mean nothing
 	typeOID uint32
+	text    decoder.Encoding // nil where the server's encoding is UTF-8
 }
 
-const bpcharOID = 1042
+const (
+	xmlOID    = 142
+	bpcharOID = 1042
+)
 
 func (c *column) of(v decoder.Value) value {
 	data := v.Data
@@ -34,7 +48,18 @@ func (c *column) of(v decoder.Value) value {
 			data = data[:len(data)-1]
 		}
 	}
-	return value{data: data, null: v.Kind == decoder.Null, known: true}
+	if v.Kind == decoder.Null {
+		return value{null: true, known: true}
+	}
+	if c.text == nil {
+		return value{data: data, raw: data, known: true}
+	}
+	text, ok := c.text.UTF8(data)
+	// The declaration of an XML document names the encoding in which it is sent.
+	if !ok || c.typeOID == xmlOID {
+		return value{raw: data, reason: ReasonEncoding}
+	}
+	return value{data: text, raw: data, known: true}
 }
 
 // newValue is the column's value after the change.

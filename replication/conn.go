@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"strings"
 	"time"
@@ -13,20 +14,6 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// sessionParams pins what the text form of values depends on, so that a key is
-// rendered the same whatever the role's or database's settings are.
-// client_min_messages lets the warning through with which Postgres 18 says that
-// it skips changes because a publication is missing.
-var sessionParams = map[string]string{
-	"client_encoding":     "UTF8",
-	"TimeZone":            "UTC",
-	"DateStyle":           "ISO, YMD",
-	"IntervalStyle":       "postgres",
-	"bytea_output":        "hex",
-	"extra_float_digits":  "1",
-	"client_min_messages": "warning",
-}
-
 // dialReplication opens a connection in replication mode.
 func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedConn, error) {
 	const op = "connect to the source for replication"
@@ -34,11 +21,19 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedCon
 	if err != nil {
 		return nil, nil, urlError(op, err)
 	}
-	for k, v := range sessionParams {
-		cfg.RuntimeParams[k] = v
+	maps.Copy(cfg.RuntimeParams, sessionParams)
+	maps.Copy(cfg.RuntimeParams, map[string]string{
+		"replication":      "database",
+		"application_name": "cdc-invalidator",
+		// What the names of regclass and its like are printed with.
+		"search_path": "pg_catalog",
+		// Whatever the server's encoding is, nothing is converted; keepEncoding says it
+		// by its name.
+		"client_encoding": "SQL_ASCII",
+	})
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		return settle(ctx, conn, keepEncoding(conn), "SELECT set_config('wal_sender_timeout', '1s', false) WHERE current_setting('wal_sender_timeout')::interval BETWEEN '1us' AND '1s'")
 	}
-	cfg.RuntimeParams["replication"] = "database"
-	cfg.RuntimeParams["application_name"] = "cdc-invalidator"
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
 	}
@@ -59,11 +54,15 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedCon
 // the client library. It starts at 0/0 always, which means "where the slot
 // stands": a position above that would be believed and skip changes.
 func startReplication(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) {
-	err := pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{
+	name, err := inServerEncoding(conn, publication)
+	if err != nil {
+		return nil, fmt.Errorf("start replication of slot %s: publication %s: %w", slot, publication, err)
+	}
+	err = pglogrepl.StartReplication(ctx, conn, slot, 0, pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		PluginArgs: []string{
 			"proto_version '1'",
-			"publication_names " + quoteLiteral(quoteIdentifier(publication)),
+			"publication_names " + quoteLiteral(quoteIdentifier(name)),
 			"messages 'true'",
 		},
 	})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // minServerVersion is Postgres 15: the first whose publications have column
@@ -41,15 +42,18 @@ func connect(ctx context.Context, url, purpose string, params map[string]string)
 		"application_name":  "cdc-invalidator " + purpose,
 		"statement_timeout": controlStatementTimeout,
 		"lock_timeout":      controlLockTimeout,
-		// Roles for replication are often made read-only, which would forbid the
-		// heartbeat.
-		"default_transaction_read_only": "off",
 	})
 	maps.Copy(cfg.RuntimeParams, params)
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = controlConnectTimeout
 	}
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return settle(ctx, conn) }
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if noConversion(err) {
+		// A database from which nothing converts to UTF-8. What is ASCII reads the same.
+		cfg.RuntimeParams["client_encoding"] = "SQL_ASCII"
+		conn, err = pgx.ConnectConfig(ctx, cfg)
+	}
 	if err != nil {
 		return nil, serverError(op, err, "GRANT CONNECT ON DATABASE "+quoteIdentifier(cfg.Database)+" TO "+quoteIdentifier(cfg.User)+";")
 	}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -30,8 +32,9 @@ const (
 // transactions are visible, and runs for_each queries. It belongs to one
 // goroutine. After an error that is not ErrQueryRefused it must be closed.
 type QueryConn struct {
-	conn *pgx.Conn
-	pg   *pgconn.PgConn
+	conn      *pgx.Conn
+	pg        *pgconn.PgConn
+	asciiOnly bool // nothing says what other bytes mean
 }
 
 // snapshotStatement is prepared once: the question is asked for every batch.
@@ -52,7 +55,7 @@ func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, er
 	if err != nil {
 		return nil, err
 	}
-	q := &QueryConn{conn: conn, pg: conn.PgConn()}
+	q := &QueryConn{conn: conn, pg: conn.PgConn(), asciiOnly: undeclared(conn.PgConn().ParameterStatus(serverEncoding)) != ""}
 	now, err := ReadEpoch(ctx, conn)
 	if err == nil {
 		if c, why := now.Since(epoch); c != Continuous && c != Unproved {
@@ -96,6 +99,7 @@ func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxR
 	// ExecParams, text both ways: values arrive from the log as text, and keys are
 	// rendered from text.
 	r := q.pg.ExecParams(ctx, sql, params, nil, nil, nil)
+	unreadable := false
 	for _, f := range r.FieldDescriptions() {
 		columns = append(columns, f.Name)
 	}
@@ -108,6 +112,7 @@ func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxR
 		for i, v := range values {
 			if v != nil {
 				row[i] = append([]byte{}, unpadded(r.FieldDescriptions()[i].DataTypeOID, v)...)
+				unreadable = unreadable || q.asciiOnly && !ascii(v)
 			}
 		}
 		rows = append(rows, row)
@@ -115,7 +120,14 @@ func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxR
 	if _, err := r.Close(); err != nil {
 		return nil, nil, queryError(err)
 	}
+	if unreadable {
+		return nil, nil, fmt.Errorf("%w: text beyond ASCII cannot be turned into UTF-8", ErrQueryRefused)
+	}
 	return columns, rows, nil
+}
+
+func ascii(b []byte) bool {
+	return !slices.ContainsFunc(b, func(c byte) bool { return c >= utf8.RuneSelf })
 }
 
 // unpadded takes the blanks off a char(n), as is done with the values of the log: a

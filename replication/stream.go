@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/cdc-invalidator/cdc-invalidator/decoder"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/charset"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
 
@@ -47,6 +49,7 @@ type Stream struct {
 	conn  net.Conn
 	paced *pacedConn // below conn
 	opts  StreamOptions
+	text  *charset.Encoding // of the server; nil for UTF-8
 	buf   []byte
 	r, w  int // unread bytes are buf[r:w]
 
@@ -69,12 +72,16 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 	if o.begin == nil {
 		o.begin = startReplication
 	}
-	netConn, err := o.begin(ctx, conn, o.Slot, o.Publication)
+	text, err := charset.Server(conn.ParameterStatus(serverEncoding))
+	var netConn net.Conn
+	if err == nil {
+		netConn, err = o.begin(ctx, conn, o.Slot, o.Publication)
+	}
 	if err != nil {
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = conn.Close(closeCtx) // the error above is the one to report
-		return nil, classify(err)
+		return nil, classify(readable(err, text))
 	}
 	if o.StatusInterval <= 0 {
 		o.StatusInterval = 10 * time.Second
@@ -82,12 +89,21 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 	s := &Stream{
 		conn:     netConn,
 		paced:    paced,
+		text:     text,
 		opts:     o,
 		buf:      make([]byte, bufferSize),
 		statusAt: time.Now().Add(o.StatusInterval),
 	}
 	paced.enabled = true
 	return s, nil
+}
+
+// Encoding converts what the stream carries into UTF-8; nil where it is UTF-8.
+func (s *Stream) Encoding() decoder.Encoding {
+	if s.text == nil {
+		return nil
+	}
+	return s.text
 }
 
 // Close drops the connection. Unconfirmed transactions will be sent again.
@@ -216,16 +232,16 @@ func (s *Stream) control(b []byte) error {
 		if err := e.Decode(body); err != nil {
 			return fmt.Errorf("replication stream of slot %s: error response: %w", s.opts.Slot, err)
 		}
-		return classify(fmt.Errorf("replication stream of slot %s after %s: %w", s.opts.Slot, s.received, pgconn.ErrorResponseToPgError(&e)))
+		return classify(fmt.Errorf("replication stream of slot %s after %s: %w", s.opts.Slot, s.received, readable(pgconn.ErrorResponseToPgError(&e), s.text)))
 	case 'N':
 		var n pgproto3.NoticeResponse
 		if err := n.Decode(body); err != nil {
 			return fmt.Errorf("replication stream of slot %s: notice: %w", s.opts.Slot, err)
 		}
 		if n.Code == "55000" {
-			return fmt.Errorf("replication stream of slot %s: %w: the server says %q", s.opts.Slot, ErrChangesSkipped, n.Message)
+			return fmt.Errorf("replication stream of slot %s: %w: the server says %q", s.opts.Slot, ErrChangesSkipped, legible(n.Message, s.text))
 		}
-		s.opts.Logger.Warn("notice from the walsender", "slot", s.opts.Slot, "code", n.Code, "message", n.Message)
+		s.opts.Logger.Warn("notice from the walsender", "slot", s.opts.Slot, "code", n.Code, "message", legible(n.Message, s.text))
 		return nil
 	case 'S': // ParameterStatus: a reload on the server; ours are pinned
 		return nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/charset"
 )
 
 // ErrSlotInUse means that another process streams the slot. A second daemon
@@ -14,6 +16,25 @@ var ErrSlotInUse = errors.New("the slot is in use by another process")
 // ErrChangesSkipped means that the server went past changes without sending
 // them, which no replay brings back: a gap.
 var ErrChangesSkipped = errors.New("the server skipped changes")
+
+// readable makes the texts of a server's error UTF-8: they come in its own encoding, like
+// all that this connection carries.
+func readable(err error, text *charset.Encoding) error {
+	var pg *pgconn.PgError
+	if text != nil && errors.As(err, &pg) {
+		for _, s := range []*string{&pg.Message, &pg.Detail, &pg.Hint, &pg.Where} {
+			*s = legible(*s, text)
+		}
+	}
+	return err
+}
+
+func legible(s string, text *charset.Encoding) string {
+	if text == nil {
+		return s
+	}
+	return string(text.Lossy([]byte(s)))
+}
 
 // classify adds what a SQLSTATE means for a stream. 55000 is not decided here:
 // a lost slot and a slot of another database share it, and only the catalog

@@ -234,7 +234,7 @@ func (r *receiver) message(m *decoder.Logical) {
 		return
 	}
 	r.out.Reset()
-	r.plan.Message(m.Prefix, m.Content, &r.out)
+	r.plan.Logical(m, &r.out)
 	if m.Transactional {
 		r.add()
 		return

@@ -201,7 +201,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	plan := d.plan.Load()
 	early := d.sink.NewEarly()
 	r := &receiver{
-		d: d, stream: stream, early: early, dec: decoder.New(), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
+		d: d, stream: stream, early: early, dec: decoder.NewFor(stream.Encoding()), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
 		history: newHistory(stored),
 		plan:    plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}

@@ -74,7 +74,7 @@ type tap struct {
 // Run shows invalidations until ctx ends, or as many or as long as the options say;
 // all of these are a good end.
 func Run(ctx context.Context, o Options) (Summary, error) {
-	t := &tap{o: o, dec: decoder.New(), tables: map[*decoder.Relation]*mapping.Table{}, known: map[uint32]*decoder.Relation{}, oids: map[string]uint32{},
+	t := &tap{o: o, tables: map[*decoder.Relation]*mapping.Table{}, known: map[uint32]*decoder.Relation{}, oids: map[string]uint32{},
 		limiter: rate.NewLimiter(rate.Inf, 1), sum: newSummary(), view: newView(o)}
 	if o.MaxRate > 0 {
 		t.limiter = rate.NewLimiter(rate.Limit(o.MaxRate), o.MaxRate)
@@ -151,6 +151,7 @@ func (t *tap) open(ctx context.Context) error {
 		case r := <-done:
 			t.stream = r.stream
 			if r.err == nil {
+				t.dec = decoder.NewFor(r.stream.Encoding())
 				t.say("following publication %s of database %s on a temporary slot; nothing is applied; Ctrl-C ends it", t.o.Publication, server.Database)
 			}
 			return r.err
@@ -286,7 +287,7 @@ func (t *tap) message(ctx context.Context, m *decoder.Logical) error {
 	if len(t.o.Filter.Tables) > 0 || string(m.Prefix) == replication.HeartbeatPrefix {
 		return nil
 	}
-	t.o.Plan.Message(m.Prefix, m.Content, &t.out)
+	t.o.Plan.Logical(m, &t.out)
 	tx := t.tx
 	if !m.Transactional { // outside of its transaction's end, of which it knows nothing
 		tx = decoder.Begin{CommitLSN: m.LSN, CommitTime: time.Now()}

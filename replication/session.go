@@ -45,6 +45,8 @@ var sessionParams = map[string]string{
 	// How names are printed, and what a refused statement costs.
 	"quote_all_identifiers": "off",
 	"exit_on_error":         "off",
+	// What a text between quotes means.
+	"standard_conforming_strings": "on",
 	// Compiling a small query takes longer than running it.
 	"jit": "off",
 }

@@ -61,7 +61,7 @@ func TestHostileSettings(t *testing.T) {
 			w := newWorldOn(t, server.URL(), servertest.Redis(t).URL, fmt.Sprintf(`
 				CREATE TABLE items (id int PRIMARY KEY, day date, length interval, code bytea, ratio float8, note text);
 				ALTER TABLE items REPLICA IDENTITY FULL;
-				INSERT INTO items SELECT g, '2020-02-01', '1 day 02:00', '\x00ff', 0.1 + 0.2, 'n' FROM generate_series(1, %d) g;
+				INSERT INTO items SELECT g, '2020-02-01', '1 day 02:00', '\x00ff', '0.30000000000000004', 'n' FROM generate_series(1, %d) g;
 				CREATE TABLE parents (id int PRIMARY KEY); INSERT INTO parents VALUES (1);
 				CREATE ROLE hostile LOGIN SUPERUSER PASSWORD 'hostile-password';`, largeTransaction), "")
 			u, err := url.Parse(server.URL())

@@ -35,10 +35,11 @@ type Batch struct {
 	// must not be able to choose collisions.
 	seed maphash.Seed
 
-	position  Position
-	complete  bool
-	freshAsOf time.Time
-	stats     Stats
+	position Position
+	complete bool
+	beat     time.Time // of the newest heartbeat here
+	proved   time.Time
+	stats    Stats
 }
 
 // Stats counts what went into a batch, before coalescing.
@@ -111,9 +112,16 @@ func (b *Batch) Highest() lsn.LSN { return b.highest }
 // it are applied; false when the batch ends no transaction.
 func (b *Batch) Position() (Position, bool) { return b.position, b.complete }
 
-// FreshAsOf is the time of the newest heartbeat in the batch: once it and all
-// before it are applied, nothing that was visible then is missing. Zero without one.
-func (b *Batch) FreshAsOf() time.Time { return b.freshAsOf }
+// Beat is the time of the newest heartbeat in the batch: once it and all before it are
+// applied, nothing that the log says of the time until then is missing. Zero without one.
+func (b *Batch) Beat() time.Time { return b.beat }
+
+// Prove says up to when nothing at all is missing once the batch and all before it are
+// applied: the taker knows more watchers than the log.
+func (b *Batch) Prove(freshAsOf time.Time) { b.proved = freshAsOf }
+
+// FreshAsOf is what Prove said; zero for nothing.
+func (b *Batch) FreshAsOf() time.Time { return b.proved }
 
 // Txns are the transactions that have entries here, in commit order.
 func (b *Batch) Txns() []Txn { return b.txns }
@@ -199,7 +207,7 @@ func (b *Batch) Reset() {
 	b.entries, b.arena, b.txns = b.entries[:0], b.arena[:0], b.txns[:0]
 	clear(b.index)
 	b.lookups, b.asked, b.highest, b.complete, b.position, b.stats = 0, 0, 0, false, Position{}, Stats{}
-	b.freshAsOf, b.urgent, b.waiting = time.Time{}, false, nil
+	b.beat, b.proved, b.urgent, b.waiting = time.Time{}, time.Time{}, false, nil
 }
 
 func (b *Batch) hash(inv *mapping.Invalidation, lookupID string) uint32 {

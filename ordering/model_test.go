@@ -281,11 +281,11 @@ func TestABatchKnowsItsNewestHeartbeat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !b.FreshAsOf().Equal(time.Unix(60, 0)) || b.Len() != 0 {
-		t.Errorf("fresh as of %v, %d entries", b.FreshAsOf(), b.Len())
+	if !b.Beat().Equal(time.Unix(60, 0)) || b.Len() != 0 {
+		t.Errorf("fresh as of %v, %d entries", b.Beat(), b.Len())
 	}
 	q.Release(b)
-	if !b.FreshAsOf().IsZero() {
+	if !b.Beat().IsZero() {
 		t.Error("a reused batch is as fresh as the one before")
 	}
 }

@@ -107,7 +107,7 @@ func (q *Queue) Row() { q.fill.stats.Rows++ }
 func (q *Queue) Commit(end Position, beat time.Time) {
 	q.open, q.ungated = false, 0
 	if !beat.IsZero() {
-		q.fill.freshAsOf = beat
+		q.fill.beat = beat
 	}
 	q.end = end
 	q.fill.stats.Transactions++

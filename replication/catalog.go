@@ -3,7 +3,6 @@ package replication
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,55 +14,6 @@ import (
 
 //go:embed catalog.sql
 var catalogSQL string
-
-// Severity says what follows from a Finding.
-type Severity string
-
-// SeverityFatal: invalidations would be missed, or the application's own writes
-// would fail; nothing may start. SeverityWidens: correct, but whole families go
-// where single keys could. SeverityNotice: worth knowing.
-const (
-	SeverityFatal  Severity = "fatal"
-	SeverityWidens Severity = "widens"
-	SeverityNotice Severity = "notice"
-)
-
-// Finding is what a check of the live source has found about one mapped table,
-// or about the publication when Table is empty.
-type Finding struct {
-	// Code names the kind of finding, and is stable.
-	Code     string   `json:"code"`
-	Severity Severity `json:"severity"`
-	Schema   string   `json:"schema,omitempty"`
-	Table    string   `json:"table,omitempty"`
-	Problem  string   `json:"problem"`
-	Fix      string   `json:"fix,omitempty"` // for people; the exact SQL where SQL mends it
-	// SQL are the statements that mend it, for a program to run one by one. There are
-	// none where somebody has to decide first: what to map, what to take away.
-	SQL []string `json:"sql,omitempty"`
-	// Misleads: what the log says of the table is not all, and does not show it.
-	Misleads bool `json:"misleads,omitempty"`
-}
-
-func (f Finding) subject() string {
-	if f.Table == "" {
-		return "publication"
-	}
-	return "table " + qualified(f.Schema, f.Table)
-}
-
-func (f Finding) String() string { return f.subject() + ": " + f.Problem }
-
-// FatalError is the fatal ones among the findings as one ConfigError, or nil.
-func FatalError(findings []Finding) error {
-	var errs []error
-	for _, f := range findings {
-		if f.Severity == SeverityFatal {
-			errs = append(errs, &ConfigError{Op: f.subject(), Problem: f.Problem, Fix: f.Fix})
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // catalogTable is a mapped table, or one below it, as the catalogs have it.
 type catalogTable struct {
@@ -89,23 +39,28 @@ func (t *catalogTable) logs(column string) bool {
 // catalog. An error means that it could not be asked; what it says is in the
 // findings.
 func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse) ([]Finding, error) {
+	return checkCatalog(ctx, conn, tables, tables)
+}
+
+// checkCatalog is CheckCatalog for some of the mapped tables.
+func checkCatalog(ctx context.Context, conn *pgx.Conn, tables, all []mapping.TableUse) ([]Finding, error) {
 	found, err := readCatalog(ctx, conn, tables)
 	if err != nil {
 		return nil, err
 	}
-	mapped := make(map[string]bool, len(tables))
-	for _, u := range tables {
+	mapped := make(map[string]bool, len(all))
+	for _, u := range all {
 		mapped[qualified(u.Schema, u.Table)] = true
 	}
 	var findings []Finding
 	for i, u := range tables {
-		add := func(code string, s Severity, problem, fix string) *Finding {
-			findings = append(findings, Finding{Code: code, Severity: s, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
+		add := func(code FindingCode, problem, fix string) *Finding {
+			findings = append(findings, Finding{Code: code, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix})
 			return &findings[len(findings)-1]
 		}
 		t := found[i]
 		if t == nil {
-			add("table_missing", SeverityFatal, "it does not exist", "create it, or correct mappings: the schema is part of the name, and names are case-sensitive here")
+			add(TableMissing, "it does not exist", "create it, or correct mappings: the schema is part of the name, and names are case-sensitive here")
 			continue
 		}
 		if !checkKind(t, add) {
@@ -152,21 +107,21 @@ func tableNames(tables []mapping.TableUse) (schemas, names []string) {
 	return schemas, names
 }
 
-type addFinding func(code string, s Severity, problem, fix string) *Finding
+type addFinding func(code FindingCode, problem, fix string) *Finding
 
 // checkKind says whether row changes of the relation can be in the log at all.
 func checkKind(t *catalogTable, add addFinding) bool {
 	switch {
 	case t.kind == "v" || t.kind == "m":
-		add("view", SeverityFatal, "it is a view, and a view has no changes of its own", "map the tables that it reads")
+		add(TableIsView, "it is a view, and a view has no changes of its own", "map the tables that it reads")
 	case t.kind == "f":
-		add("foreign_table", SeverityFatal, "it is a foreign table: its changes are in another server's log", "attach a daemon to that server")
+		add(TableIsForeign, "it is a foreign table: its changes are in another server's log", "attach a daemon to that server")
 	case t.kind != "r" && t.kind != "p":
-		add("no_table", SeverityFatal, "it is no table", "map a table")
+		add(NoTable, "it is no table", "map a table")
 	case t.persistence != "p":
-		add("unlogged", SeverityFatal, "it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+t.sql()+" SET LOGGED;")
+		add(TableUnlogged, "it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+t.sql()+" SET LOGGED;")
 	case t.isPartition:
-		add("partition", SeverityFatal, "it is a partition: its changes arrive under the name of the partitioned table above it", "map the partitioned table")
+		add(TableIsPartition, "it is a partition: its changes arrive under the name of the partitioned table above it", "map the partitioned table")
 	default:
 		return true
 	}
@@ -177,9 +132,9 @@ func checkColumns(t *catalogTable, u mapping.TableUse, add addFinding) {
 	for _, c := range u.Columns {
 		switch {
 		case !slices.Contains(t.columns, c):
-			add("column_missing", SeverityFatal, fmt.Sprintf("it has no column %q", c), "correct mappings; its columns are "+strings.Join(t.columns, ", "))
+			add(ColumnMissing, fmt.Sprintf("it has no column %q", c), "correct mappings; its columns are "+strings.Join(t.columns, ", "))
 		case slices.Contains(t.unsendable, c):
-			add("column_generated", SeverityFatal, fmt.Sprintf("column %q is generated, and the server does not send it", c), "map the columns that it is computed from")
+			add(ColumnGenerated, fmt.Sprintf("column %q is generated, and the server does not send it", c), "map the columns that it is computed from")
 		}
 	}
 }
@@ -189,11 +144,11 @@ func checkBelow(t *catalogTable, mapped map[string]bool, add addFinding) {
 	for _, b := range t.below {
 		switch {
 		case b.kind == "f":
-			add("foreign_table", SeverityFatal, b.sql()+" below it is a foreign table: its changes are in another server's log", "ALTER TABLE "+t.sql()+" DETACH PARTITION "+b.sql()+";")
+			add(TableIsForeign, b.sql()+" below it is a foreign table: its changes are in another server's log", "ALTER TABLE "+t.sql()+" DETACH PARTITION "+b.sql()+";")
 		case b.persistence != "p":
-			add("unlogged", SeverityFatal, b.sql()+" below it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+b.sql()+" SET LOGGED;")
+			add(TableUnlogged, b.sql()+" below it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+b.sql()+" SET LOGGED;")
 		case !b.isPartition && !mapped[b.sql()]:
-			add("inherits", SeverityFatal, b.sql()+" inherits from it: reading "+t.sql()+" shows its rows, and their changes arrive under its own name",
+			add(TableInherited, b.sql()+" inherits from it: reading "+t.sql()+" shows its rows, and their changes arrive under its own name",
 				"map "+b.sql()+" to the same keys")
 		}
 	}
@@ -207,7 +162,7 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 	}
 	for _, h := range holders {
 		if h.kind == "r" && h.persistence == "p" && h.identity != "f" && len(h.identityColumns) == 0 {
-			f := add("no_replica_identity", SeverityFatal, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail",
+			f := add(NoReplicaIdentity, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail",
 				"ALTER TABLE "+h.sql()+" ADD PRIMARY KEY (...);\nor: "+identityFullStatement(h))
 			f.SQL = []string{identityFullStatement(h)}
 			if h.isPartition {
@@ -225,9 +180,9 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 			continue
 		}
 		if t.identity == "f" || slices.ContainsFunc(t.identityColumns, func(c string) bool { return !b.logs(c) }) {
-			f := add("partition_identity", SeverityFatal, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
+			f := add(PartitionIdentity, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
 				b.sql(), describeIdentity(b), describeIdentity(t)), identityFullSQL(t))
-			f.Misleads, f.SQL = true, identityFull(t)
+			f.SQL = identityFull(t)
 			return
 		}
 	}
@@ -238,7 +193,7 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 		}
 	}
 	if len(missing) > 0 {
-		add("replica_identity", SeverityWidens, fmt.Sprintf("the log does not carry the old value of %s (%s): a change invalidates the whole family where it cannot tell the old key",
+		add(IdentityNarrow, fmt.Sprintf("the log does not carry the old value of %s (%s): a change invalidates the whole family where it cannot tell the old key",
 			strings.Join(missing, ", "), describeIdentity(t)), identityFullSQL(t)).SQL = identityFull(t)
 	}
 }

@@ -128,7 +128,7 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	pub := sqlName(name)
 	if !found {
 		sql := createPublicationSQL(name, tables)
-		return []Finding{{Code: "publication_missing", Severity: SeverityFatal, Problem: ErrPublicationMissing.Error(), Fix: sql, SQL: []string{sql}}}, nil
+		return []Finding{{Code: PublicationMissing, Problem: ErrPublicationMissing.Error(), Fix: sql, SQL: []string{sql}}}, nil
 	}
 	members, err := readMembers(ctx, conn, name, tables)
 	if err != nil {
@@ -137,43 +137,38 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 	var findings []Finding
 	if missing := p.missingActions(tables); len(missing) > 0 {
 		sql := "ALTER PUBLICATION " + pub + " SET (publish = '" + publishAll + "');"
-		findings = append(findings, Finding{Code: "publication_actions", Severity: SeverityFatal,
+		findings = append(findings, Finding{Code: PublicationActions,
 			Problem: fmt.Sprintf("%s does not publish %s, so such changes would invalidate nothing", name, strings.Join(missing, ", ")),
 			Fix:     sql, SQL: []string{sql}})
 	}
 	if p.AllTables {
-		findings = append(findings, Finding{Code: "publication_all_tables", Severity: SeverityNotice,
+		findings = append(findings, Finding{Code: PublicationAll,
 			Problem: name + " is FOR ALL TABLES: changes of tables that nothing maps are sent as well, and a table without a replica identity refuses UPDATE and DELETE",
 			Fix:     "a publication of its own for the mapped tables:\n" + createPublicationSQL(name, tables)})
 	}
-	viaRootSaid := false
 	var absent []mapping.TableUse
 	for i, u := range tables {
-		add := func(code, problem, fix string, sql ...string) {
-			findings = append(findings, Finding{Code: code, Severity: SeverityFatal, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix, SQL: sql})
+		add := func(code FindingCode, problem, fix string, sql ...string) {
+			findings = append(findings, Finding{Code: code, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix, SQL: sql})
 		}
 		m := members[i]
 		if !m.exists {
 			continue // CheckCatalog's to report; it cannot be added either
 		}
-		if m.partitioned && !p.ViaRoot && !viaRootSaid {
-			viaRootSaid = true
+		if m.partitioned && !p.ViaRoot {
 			sql := "ALTER PUBLICATION " + pub + " SET (publish_via_partition_root = true);"
-			add("publication_via_root", "it is partitioned, and publication "+name+" sends its changes under the partitions' names", sql, sql)
+			add(PublicationViaRoot, "it is partitioned, and publication "+name+" sends its changes under the partitions' names", sql, sql)
 			continue
 		}
 		if !m.published {
-			if !m.partitioned || p.ViaRoot {
-				absent = append(absent, u)
-			}
+			absent = append(absent, u)
 			continue
 		}
 		// For people only: whoever set a filter or a list may need it for something else.
 		readd := "BEGIN; ALTER PUBLICATION " + pub + " DROP TABLE " + qualified(u.Schema, u.Table) +
 			"; ALTER PUBLICATION " + pub + " ADD TABLE " + qualified(u.Schema, u.Table) + "; COMMIT;"
 		if m.filtered {
-			add("publication_row_filter", "publication "+name+" has a row filter on it: rows outside of it would change unseen, and updates arrive as inserts or deletes without the old row", readd)
-			findings[len(findings)-1].Misleads = true
+			add(PublicationFiltered, "publication "+name+" has a row filter on it: rows outside of it would change unseen, and updates arrive as inserts or deletes without the old row", readd)
 		}
 		var lacks []string
 		for _, c := range u.Columns {
@@ -183,12 +178,12 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			}
 		}
 		if len(lacks) > 0 {
-			add("publication_columns", fmt.Sprintf("publication %s does not send its column %s, which mappings use", name, strings.Join(lacks, ", ")), readd)
+			add(PublicationColumns, fmt.Sprintf("publication %s does not send its column %s, which mappings use", name, strings.Join(lacks, ", ")), readd)
 		}
 	}
 	for _, u := range absent {
 		sql := "ALTER PUBLICATION " + pub + " ADD TABLE " + tableList(absent) + ";"
-		findings = append(findings, Finding{Code: "publication_member", Severity: SeverityFatal, Schema: u.Schema, Table: u.Table,
+		findings = append(findings, Finding{Code: PublicationMember, Schema: u.Schema, Table: u.Table,
 			Problem: "publication " + name + " does not have it, so its changes would invalidate nothing",
 			Fix:     sql, SQL: []string{sql}})
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// repeatForever calls do at once, at every interval, and whenever it is asked to (which
-// also takes a new interval up), until ctx ends. All calls go over one connection, which is made again after an
+// repeatForever calls do at once, at every interval, which is counted from one begin to the
+// next, and whenever it is asked to, until ctx ends. All calls go over one connection, which is made again after an
 // error; the pauses before that have jitter, and start small again once a call has
 // succeeded. failed is told of each error and of the pause that follows.
 func repeatForever(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), do func(context.Context, *pgx.Conn) error,
@@ -47,19 +47,20 @@ func repeat(ctx context.Context, connect func(context.Context) (*pgx.Conn, error
 		return false, err
 	}
 	defer CloseControl(ctx, conn)
-	tick := time.NewTicker(interval())
-	defer tick.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for {
+		began := time.Now()
 		if err := do(ctx, conn); err != nil {
 			return progress, err
 		}
 		progress = true
+		next.Reset(max(0, interval()-time.Since(began))) // asked for anew: it may depend on what was found
 		select {
 		case <-ctx.Done():
 			return true, ctx.Err()
-		case <-tick.C:
+		case <-next.C:
 		case <-asked:
-			tick.Reset(interval())
 		}
 	}
 }

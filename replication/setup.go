@@ -72,7 +72,7 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 	if r.Publication, _, err = ReadPublication(ctx, conn, o.Publication); err != nil {
 		return r, err
 	}
-	if r.Findings, err = checkTables(ctx, conn, o.Publication, o.Tables); err != nil {
+	if r.Findings, err = checkTables(ctx, conn, o.Publication, o.Tables, o.Tables); err != nil {
 		return r, err
 	}
 	if err = FatalError(r.Findings); err != nil {
@@ -98,9 +98,9 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 	return r, err
 }
 
-// checkTables is everything that can be said about the mapped tables.
-func checkTables(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) ([]Finding, error) {
-	findings, err := CheckCatalog(ctx, conn, tables)
+// checkTables is everything that can be said about some of the mapped tables.
+func checkTables(ctx context.Context, conn *pgx.Conn, publication string, tables, mapped []mapping.TableUse) ([]Finding, error) {
+	findings, err := checkCatalog(ctx, conn, tables, mapped)
 	if err != nil {
 		return nil, err
 	}

@@ -179,7 +179,7 @@ func TestPublicationChecks(t *testing.T) {
 			}
 			fixes := map[string]bool{}
 			for _, f := range findings {
-				if f.Severity == SeverityFatal && !fixes[f.Fix] {
+				if f.Severity() == SeverityFatal && !fixes[f.Fix] {
 					fixes[f.Fix] = true
 					db.Exec(t, f.Fix)
 				}
@@ -470,7 +470,7 @@ func TestCatalogFindings(t *testing.T) {
 				}
 				return
 			}
-			if len(findings) != 1 || findings[0].Severity != tc.severity {
+			if len(findings) != 1 || findings[0].Severity() != tc.severity {
 				t.Fatalf("%+v, want one that is %s", findings, tc.severity)
 			}
 			text := findings[0].String() + "\n" + findings[0].Fix
@@ -542,11 +542,11 @@ func TestMissingTableIsReportedOnce(t *testing.T) {
 	db := servertest.Postgres(t)
 	db.Exec(t, "CREATE TABLE here (id int PRIMARY KEY)", "CREATE PUBLICATION pub FOR TABLE here")
 	tables := []mapping.TableUse{{Schema: "public", Table: "here"}, {Schema: "public", Table: "gone"}}
-	findings, err := checkTables(t.Context(), controlConn(t, db.URL), "pub", tables)
+	findings, err := checkTables(t.Context(), controlConn(t, db.URL), "pub", tables, tables)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(findings) != 1 || findings[0].Code != "table_missing" || findings[0].Table != "gone" {
+	if len(findings) != 1 || findings[0].Code != TableMissing || findings[0].Table != "gone" {
 		t.Errorf("findings: %+v", findings)
 	}
 }

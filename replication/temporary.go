@@ -101,7 +101,7 @@ func CheckTap(ctx context.Context, conn *pgx.Conn, o SetupOptions) (Server, []Fi
 		return server, nil, &ConfigError{Op: "look up publication " + o.Publication, Problem: "nothing can be shown without it", Err: ErrPublicationMissing,
 			Fix: createPublicationSQL(o.Publication, o.Tables) + "\nor start the daemon once with source.publication.create_if_not_exists: true"}
 	}
-	findings, err := checkTables(ctx, conn, o.Publication, o.Tables)
+	findings, err := checkTables(ctx, conn, o.Publication, o.Tables, o.Tables)
 	return server, findings, err
 }
 

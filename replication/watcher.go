@@ -2,26 +2,20 @@ package replication
 
 import (
 	"context"
-	_ "embed"
-	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
-
-//go:embed watcher.sql
-var watcherSQL string
 
 // Status is what a control loop knows about itself. It is OK while the loop can
 // prove what it is there to prove.
@@ -41,11 +35,17 @@ const (
 	TableVanished      ChangeKind = "vanished"
 	TableReplaced      ChangeKind = "replaced"   // created, or dropped and created again, or another renamed into its place
 	StorageChanged     ChangeKind = "storage"    // rewritten or truncated, itself or a partition
-	PartitionsChanged  ChangeKind = "partitions" // attached, detached, created or dropped
+	PartitionsChanged  ChangeKind = "partitions" // attached, detached, created or dropped; or the table has become one
 	ColumnsChanged     ChangeKind = "columns"
 	IdentityChanged    ChangeKind = "identity"
 	PublicationChanged ChangeKind = "publication" // membership, actions, filters, or the publication itself
+	TableUnseen        ChangeKind = "unseen"      // its changes are not followed any more
+	TableFollowed      ChangeKind = "followed"    // they are again, and what came meanwhile was missed
 )
+
+func changeKinds() []ChangeKind {
+	return []ChangeKind{TableVanished, TableReplaced, StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged, TableUnseen, TableFollowed}
+}
 
 // CatalogChange is one mapped table whose definition changed since the last look.
 // Its rows may have changed without a word in the log, so everything that it maps
@@ -67,28 +67,24 @@ func (c CatalogChange) String() string {
 	return qualified(c.Schema, c.Table) + ": " + strings.Join(kinds, ", ") + " changed"
 }
 
-// CatalogState is what the catalogs said about each mapped table: its name to a
-// fingerprint. It may be stored and given to a later watcher, which then reports
-// what changed while nobody looked.
-type CatalogState map[string]string
-
-// OID is the one that the table had, 0 when that is not known.
-func (s CatalogState) OID(schema, table string) uint32 {
-	oid, _, _ := strings.Cut(s[qualified(schema, table)], ".")
-	n, err := strconv.ParseUint(oid, 10, 32)
-	if err != nil {
-		return 0
-	}
-	return uint32(n)
-}
+const (
+	// wideInterval is how often all is compared where the event trigger announces DDL: for
+	// what slips past it, such as a session that has switched it off.
+	wideInterval = 10 * time.Second
+	// wideShare is how much of its time the source may be looking, at most: one part of it.
+	// Where that is not enough for a budget, freshness says so.
+	wideShare = 10
+	// askedShare is the same for looks that DDL asks for, which does not go on for ever.
+	askedShare = 4
+)
 
 // WatcherOptions configures a CatalogWatcher.
 type WatcherOptions struct {
 	Connect     func(context.Context) (*pgx.Conn, error)
 	Publication string
 	Tables      []mapping.TableUse
-	// Interval between looks, 1 s by default: how long a silent DDL can go
-	// unnoticed. StaleAfter, 10 s by default, is after how long without a look
+	// Interval between looks, 1 s by default: how long what no event trigger announces can
+	// go unnoticed. StaleAfter, 10 s by default, is after how long without a look
 	// the status says so.
 	Interval, StaleAfter time.Duration
 	// Baseline is the state to compare the first look with. Without one, what the
@@ -106,22 +102,42 @@ type WatcherOptions struct {
 // rewrites, drops, renames, partitions that come and go, and changes of the
 // publication. It compares full states, so that nothing is missed between two
 // looks or while it was not connected, only noticed later.
+//
+// There are two looks. The short one costs little: it sees what fires no event trigger, and
+// whether the trigger is as it was. Where the trigger is complete, all else is announced in
+// the log, and short looks prove that nothing was missed. Whenever one finds a difference,
+// DDL is announced, something stands against a table, or the trigger does not announce all, it
+// is followed by a wide look, which compares everything. Where nothing calls for it there is
+// one every ten seconds.
 type CatalogWatcher struct {
 	o    WatcherOptions
 	look chan struct{} // asks for a look now
 
 	mu       sync.Mutex
+	interval time.Duration
 	tables   []mapping.TableUse
 	state    CatalogState
-	fatal    map[string]Finding // standing fatal findings by table
-	misled   map[string]bool    // tables with a finding that Misleads
-	lastLook time.Time          // of the making, before the first
-	looked   bool
+	standing map[string][]Finding // that are fatal, by table
+	settling map[string]uint64    // followed again, once all transactions below are over
+	misled   map[string]bool      // tables with a finding that misleads
+	lastLook time.Time            // by our clock; of the making, before the first
+	looked   bool                 // there was a wide look, which every table is checked at
 	lastErr  error
 	since    time.Time
 	wasOK    bool
 	wait     []chan struct{} // closed at the end of the next good look that began later
 	stopped  bool            // Run has ended: nobody would close them any more
+
+	seen, wideSeen  time.Time // what the last look, and the last wide one, prove, by the source's clock
+	asked, answered uint64    // wide looks
+	announced       bool      // the event trigger announces all DDL that it can see
+
+	// Of the goroutine that looks.
+	trigger  string
+	oids     []uint32
+	below    belowTables
+	lastWide time.Time
+	took     time.Duration
 }
 
 // NewCatalogWatcher makes a watcher; Run runs it.
@@ -136,8 +152,8 @@ func NewCatalogWatcher(o WatcherOptions) *CatalogWatcher {
 		o.Metrics = NewControlMetrics(nil)
 	}
 	return &CatalogWatcher{
-		o: o, look: make(chan struct{}, 1),
-		tables: slices.Clone(o.Tables), state: maps.Clone(o.Baseline), fatal: map[string]Finding{},
+		o: o, look: make(chan struct{}, 1), interval: o.Interval, asked: 1,
+		tables: slices.Clone(o.Tables), state: maps.Clone(o.Baseline), settling: map[string]uint64{},
 		since: time.Now(), lastLook: time.Now(), wasOK: true,
 	}
 }
@@ -156,16 +172,32 @@ func (w *CatalogWatcher) Watch(tables []mapping.TableUse) <-chan struct{} {
 		return done
 	}
 	w.wait = append(w.wait, done)
-	w.Look()
+	w.ask()
 	return done
 }
 
-// Look asks for a look now instead of at the next interval. It does not wait.
+// Look asks for a wide look now instead of at the next interval. It does not wait. Until
+// then, no short look proves anything.
 func (w *CatalogWatcher) Look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ask()
+}
+
+func (w *CatalogWatcher) ask() {
+	w.asked++
 	select {
 	case w.look <- struct{}{}:
 	default: // one is asked for already
 	}
+}
+
+// SetInterval changes the interval between looks.
+func (w *CatalogWatcher) SetInterval(d time.Duration) {
+	w.mu.Lock()
+	w.interval = d
+	w.mu.Unlock()
+	w.Look()
 }
 
 // KnownOID is the oid that the table had at the last look, 0 when that is not known.
@@ -213,9 +245,11 @@ func (w *CatalogWatcher) Status() Status {
 		if w.lastErr != nil {
 			s.Reason += ": " + w.lastErr.Error()
 		}
-	} else if len(w.fatal) > 0 {
-		key := slices.Min(slices.Collect(maps.Keys(w.fatal)))
-		s = Status{Reason: w.fatal[key].String(), Fix: w.fatal[key].Fix}
+	} else if len(w.standing) > 0 {
+		// The first is the one to mend first: a table that is gone is in no
+		// publication either, and cannot be added to it.
+		first := w.standing[slices.Min(slices.Collect(maps.Keys(w.standing)))][0]
+		s = Status{Reason: first.String(), Fix: first.Fix}
 	}
 	if s.OK != w.wasOK {
 		w.wasOK, w.since = s.OK, time.Now()
@@ -224,17 +258,34 @@ func (w *CatalogWatcher) Status() Status {
 	return s
 }
 
-// Unfollowed says whether, at the last look, the publication lacked a table that is there,
-// or an action that counts.
-func (w *CatalogWatcher) Unfollowed() bool {
+// Proved is the moment, by the source's clock, up to which everything is reported that was
+// visible and leaves no trace in the log: zero before the first look, and no later than the
+// last one at which changes of every table were followed. why says what it waits for.
+func (w *CatalogWatcher) Proved() (seen time.Time, why string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, f := range w.fatal {
-		if strings.HasPrefix(f.Code, "publication_") {
-			return true
+	for _, u := range w.tables {
+		for _, f := range w.standing[tableKey(u)] {
+			if f.Code.Unseen() {
+				return w.seen, "changes are not seen: " + f.String()
+			}
+		}
+		if _, ok := w.settling[tableKey(u)]; ok {
+			return w.seen, "changes of table " + tableKey(u) + " are seen again; transactions from before are still open"
 		}
 	}
-	return false
+	switch {
+	case w.lastErr != nil:
+		why = w.lastErr.Error()
+	case w.announced:
+		why = "the catalogs were looked at last then"
+	default:
+		why = "the catalogs were compared last then, for which all of them have to be read without the event trigger"
+	}
+	if w.asked > w.answered {
+		return w.wideSeen, why
+	}
+	return w.seen, why
 }
 
 // Run looks at the catalogs until ctx ends, over one connection that it makes
@@ -249,8 +300,7 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 		}
 		w.wait = nil
 	}()
-	pace := func() time.Duration { return w.o.Interval }
-	repeatForever(ctx, w.o.Connect, w.lookOnce, pace, w.look, func(err error, next time.Duration) {
+	repeatForever(ctx, w.o.Connect, w.lookOnce, w.pace, w.look, func(err error, next time.Duration) {
 		w.mu.Lock()
 		w.lastErr = err
 		w.mu.Unlock()
@@ -260,66 +310,242 @@ func (w *CatalogWatcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// lookOnce reads the state, reports what differs, and only then takes the new
-// state for known: a report that failed is made again.
+// pace is how long the next look may be away. One that has to be wide must not cost the
+// source too much.
+func (w *CatalogWatcher) pace() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.announced && !w.unsettled() {
+		return w.interval
+	}
+	return max(w.interval, wideShare*w.took)
+}
+
+// unsettled says whether something stands against a table that a look may find mended.
+func (w *CatalogWatcher) unsettled() bool {
+	if len(w.settling) > 0 || len(w.misled) > 0 {
+		return true
+	}
+	for _, list := range w.standing {
+		if slices.ContainsFunc(list, func(f Finding) bool { return f.Code.Unseen() }) {
+			return true
+		}
+	}
+	return false
+}
+
+// lookOnce takes a short look, and a wide one where that is called for.
 func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	failpoint.Hold(ctx, failpoint.CatalogLook)
 	w.mu.Lock()
-	tables, known, waiting := w.tables, w.state, w.wait
+	asked := w.asked
 	select {
 	case <-w.look: // asked for before this look, which answers it
 	default:
 	}
 	w.mu.Unlock()
 	began := time.Now()
-	now, err := readCatalogState(ctx, conn, w.o.Publication, tables)
+	short, err := readShort(ctx, conn, w.oids)
 	if err != nil {
 		return err
 	}
-	changed, kinds := diffStates(tables, known, now)
-	w.mu.Lock()
-	recheck := slices.Clone(changed)
-	for _, u := range tables {
-		if _, bad := w.fatal[tableKey(u)]; bad && !slices.ContainsFunc(changed, func(c mapping.TableUse) bool { return tableKey(c) == tableKey(u) }) {
-			recheck = append(recheck, u) // it may have been mended by something that no digest shows
+	changed := short.trigger != w.trigger
+	if changed {
+		if err := w.readTrigger(ctx, conn); err != nil {
+			return err
 		}
+	}
+	w.mu.Lock()
+	pending := asked > w.answered
+	wide := changed || !w.announced || w.unsettled() || !maps.Equal(short.below, w.below) || began.Sub(w.lastWide) >= wideInterval
+	if pending && !wide {
+		wide = len(w.wait) > 0 || began.Sub(w.lastWide) >= askedShare*w.took
+	}
+	if !wide {
+		if !pending {
+			w.seen = short.at
+		}
+		w.lastLook, w.lastErr = began, nil
 	}
 	w.mu.Unlock()
-	fatal, misled := map[string]Finding{}, map[string]bool{}
-	if len(recheck) > 0 {
-		findings, err := checkTables(ctx, conn, w.o.Publication, recheck)
-		if err != nil {
-			return err
-		}
-		for _, u := range recheck {
-			for _, f := range findingsOf(findings, u) {
-				// The first is the one to mend first: a table that is gone is in no
-				// publication either, and cannot be added to it.
-				if _, have := fatal[tableKey(u)]; !have && f.Severity == SeverityFatal {
-					fatal[tableKey(u)] = f
-				}
-				if f.Misleads {
-					misled[tableKey(u)] = true
-				}
-			}
-		}
-		// Before the report: what it makes stale is invalidated while it is made, and
-		// no change after that may be taken at its word.
-		w.mu.Lock()
-		w.misled = misled
-		w.mu.Unlock()
-		if err := w.report(ctx, changed, kinds, findings); err != nil {
-			return err
-		}
+	w.o.Metrics.catalogLooks.WithLabelValues(lookKind(wide)).Inc()
+	if !wide {
+		return nil
+	}
+	return w.lookWide(ctx, conn, short, asked, began)
+}
+
+func lookKind(wide bool) string {
+	if wide {
+		return "wide"
+	}
+	return "short"
+}
+
+// readTrigger learns what the event trigger announces after it has changed. Should it change
+// meanwhile, the next look finds it changed again.
+func (w *CatalogWatcher) readTrigger(ctx context.Context, conn *pgx.Conn) error {
+	state, err := readDDLTriggers(ctx, conn)
+	if err != nil {
+		return err
 	}
 	w.mu.Lock()
+	before := w.announced
+	w.announced = state.Complete()
+	now := w.announced
+	w.mu.Unlock()
+	switch first := !w.looked; {
+	case before && !now:
+		w.o.Logger.Warn("the event trigger does not announce all DDL any more: the catalogs are compared as often as the strictest budget needs", "fix", "cdc-invalidator apply")
+	case now && !before && !first:
+		w.o.Logger.Info("the event trigger announces all DDL again")
+	}
+	return nil
+}
+
+// lookWide reads the state, reports what differs, and only then takes the new
+// state for known: a report that failed is made again.
+func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short shortLook, asked uint64, began time.Time) error {
+	w.mu.Lock()
+	tables, known, waiting := w.tables, w.state, w.wait
+	w.mu.Unlock()
+	look, err := readWide(ctx, conn, w.o.Publication, tables)
+	if err != nil {
+		return err
+	}
+	v, err := w.judge(ctx, conn, short, look.state, tables, known)
+	if err != nil {
+		return err
+	}
+	changed, kinds := diffStates(tables, known, v.state)
+	// Before the report: what it makes stale is invalidated while it is made, and
+	// no change after that may be taken at its word.
+	w.mu.Lock()
+	w.misled, w.standing, w.settling = v.misled, v.standing, v.settling
+	w.mu.Unlock()
+	if err := w.report(ctx, changed, kinds, v.findings); err != nil {
+		return err
+	}
+	w.trigger, w.oids, w.below, w.lastWide, w.took = short.trigger, look.oids, look.below, began, look.took
+	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state, w.fatal, w.misled, w.lastLook, w.looked, w.lastErr = now, fatal, misled, began, true, nil
+	w.state, w.lastLook, w.looked, w.lastErr, w.answered = v.state, began, true, nil, asked
+	if !v.unseen {
+		w.wideSeen = short.at
+	}
+	w.seen = w.wideSeen // what short looks have proved since does not hold where something is unseen now
 	for _, done := range waiting {
 		close(done)
 	}
 	w.wait = w.wait[len(waiting):]
-	w.o.Metrics.catalogLooks.Inc()
+	return nil
+}
+
+// verdict is what a wide look has found of all tables.
+type verdict struct {
+	state    CatalogState
+	findings []Finding
+	standing map[string][]Finding
+	settling map[string]uint64
+	misled   map[string]bool
+	unseen   bool // changes of some table are, or were until a moment ago
+}
+
+// judge checks the tables that have changed, and those that something stands against: it may
+// have been mended by something that no digest shows.
+func (w *CatalogWatcher) judge(ctx context.Context, conn *pgx.Conn, short shortLook, now CatalogState, tables []mapping.TableUse, known CatalogState) (verdict, error) {
+	v := verdict{state: now, standing: map[string][]Finding{}, settling: map[string]uint64{}, misled: map[string]bool{}}
+	var recheck, again []mapping.TableUse
+	for _, u := range tables {
+		key := tableKey(u)
+		before, wasUnseen := seenState(known[key])
+		_, wasKnown := known[key]
+		if !w.looked || !wasKnown || wasUnseen || before != now[key] || len(w.standing[key]) > 0 {
+			recheck = append(recheck, u)
+		}
+	}
+	var err error
+	if len(recheck) > 0 {
+		if v.findings, err = checkTables(ctx, conn, w.o.Publication, recheck, tables); err == nil {
+			err = findMoved(ctx, conn, recheck, known, v.findings)
+		}
+		if err != nil {
+			return v, err
+		}
+	}
+	for _, u := range recheck {
+		key := tableKey(u)
+		unseen := false
+		for _, f := range findingsOf(v.findings, u) {
+			if f.Severity() == SeverityFatal {
+				v.standing[key] = append(v.standing[key], f)
+			}
+			if f.Code.Misleads() {
+				v.misled[key] = true
+			}
+			unseen = unseen || f.Code.Unseen()
+			if f.Code == TableMoved {
+				now[key] = fmt.Sprint(known.OID(u.Schema, u.Table))
+			}
+		}
+		before, wasUnseen := seenState(known[key])
+		_, wasKnown := known[key]
+		switch bound, waits := w.settling[key]; {
+		case unseen:
+			now[key] = unseenMark + now[key]
+			v.unseen = true
+		case wasKnown && slices.Contains(diffFingerprints(before, now[key]), PublicationChanged):
+			again = append(again, u)
+		case waits && short.xmin < bound:
+			v.settling[key] = bound
+		case wasUnseen && !waits:
+			again = append(again, u)
+		}
+	}
+	// A transaction that was open while its changes were not sent may still be, and become
+	// visible after all that is invalidated now.
+	if len(again) > 0 {
+		bound, none, err := runningBelow(ctx, conn)
+		if err != nil {
+			return v, err
+		}
+		for _, u := range again {
+			if !none {
+				v.settling[tableKey(u)] = bound
+			}
+		}
+	}
+	for key := range v.settling {
+		now[key] = unseenMark + now[key]
+		v.unseen = true
+	}
+	return v, nil
+}
+
+// findMoved tells tables that have another name by now from those that are gone: their rows
+// are read on under that name, or through a view.
+func findMoved(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse, known CatalogState, findings []Finding) error {
+	for i, f := range findings {
+		if f.Code != TableMissing {
+			continue
+		}
+		oid := known.OID(f.Schema, f.Table)
+		if oid == 0 {
+			continue
+		}
+		var schema, name string
+		err := conn.QueryRow(ctx, `SELECT s.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace WHERE c.oid = $1`, oid).Scan(&schema, &name)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			continue
+		case err != nil:
+			return serverError("look for a table that was renamed", err, "")
+		}
+		u := tables[slices.IndexFunc(tables, func(u mapping.TableUse) bool { return u.Schema == f.Schema && u.Table == f.Table })]
+		findings[i] = Finding{Code: TableMoved, Schema: u.Schema, Table: u.Table,
+			Problem: "it is " + qualified(schema, name) + " now, and its changes arrive under that name",
+			Fix:     "map " + qualified(schema, name) + " instead, or give the table its name back"}
+	}
 	return nil
 }
 
@@ -352,77 +578,4 @@ func findingsOf(findings []Finding, u mapping.TableUse) []Finding {
 		}
 	}
 	return of
-}
-
-func tableKey(u mapping.TableUse) string { return qualified(u.Schema, u.Table) }
-
-// fingerprint parts, in this order; see watcher.sql.
-var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged}
-
-const digestLen = 16 // bytes kept of each SHA-256
-
-// ReadCatalogState is what a watcher's look would find now, for a Baseline.
-func ReadCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {
-	return readCatalogState(ctx, conn, publication, tables)
-}
-
-// readCatalogState asks the one question of a look.
-func readCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {
-	const op = "look at the catalogs"
-	schemas, names := tableNames(tables)
-	rows, err := conn.Query(ctx, watcherSQL, schemas, names, publication)
-	if err != nil {
-		return nil, serverError(op, err, "")
-	}
-	defer rows.Close()
-	state := make(CatalogState, len(tables))
-	for rows.Next() {
-		var n int
-		var oid uint32
-		var digests [len(digestKinds)]pgtype.DriverBytes // valid until the next row
-		if err := rows.Scan(&n, &oid, &digests[0], &digests[1], &digests[2], &digests[3], &digests[4]); err != nil {
-			return nil, serverError(op, err, "")
-		}
-		if oid == 0 {
-			state[tableKey(tables[n-1])] = ""
-			continue
-		}
-		fp := strconv.AppendUint(make([]byte, 0, 12+len(digests)*(1+2*digestLen)), uint64(oid), 10)
-		for _, d := range digests {
-			fp = append(fp, '.')
-			fp = hex.AppendEncode(fp, d[:min(digestLen, len(d))])
-		}
-		state[tableKey(tables[n-1])] = string(fp)
-	}
-	return state, serverError(op, rows.Err(), "")
-}
-
-// diffStates lists the tables that are known and differ. An unknown one is new
-// to the watcher, not to the source.
-func diffStates(tables []mapping.TableUse, known, now CatalogState) (changed []mapping.TableUse, kinds [][]ChangeKind) {
-	for _, u := range tables {
-		before, wasKnown := known[tableKey(u)]
-		if after := now[tableKey(u)]; wasKnown && before != after {
-			changed = append(changed, u)
-			kinds = append(kinds, diffFingerprints(before, after))
-		}
-	}
-	return changed, kinds
-}
-
-func diffFingerprints(before, after string) []ChangeKind {
-	if after == "" {
-		return []ChangeKind{TableVanished}
-	}
-	b, a := strings.Split(before, "."), strings.Split(after, ".")
-	if len(a) != len(b) || a[0] != b[0] {
-		return []ChangeKind{TableReplaced}
-	}
-	var kinds []ChangeKind
-	for i, kind := range digestKinds {
-		if a[i+1] != b[i+1] {
-			kinds = append(kinds, kind)
-		}
-	}
-	return kinds
 }

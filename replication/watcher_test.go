@@ -360,7 +360,7 @@ func TestWatcherWithManyPartitions(t *testing.T) {
 	db.Exec(t, sql.String(), "CREATE PUBLICATION pub FOR TABLE many WITH (publish_via_partition_root)")
 	conn := controlConn(t, db.URL)
 	tables := []mapping.TableUse{use("many", "id")}
-	if _, err := readCatalogState(t.Context(), conn, "pub", tables); err != nil {
+	if _, err := ReadCatalogState(t.Context(), conn, "pub", tables); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -368,13 +368,13 @@ func TestWatcherWithManyPartitions(t *testing.T) {
 	var state CatalogState
 	for range looks {
 		var err error
-		if state, err = readCatalogState(t.Context(), conn, "pub", tables); err != nil {
+		if state, err = ReadCatalogState(t.Context(), conn, "pub", tables); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Logf("%s a look", time.Since(began)/looks)
 	db.Exec(t, "TRUNCATE many177")
-	now, err := readCatalogState(t.Context(), conn, "pub", tables)
+	now, err := ReadCatalogState(t.Context(), conn, "pub", tables)
 	if err != nil || now["public.many"] == state["public.many"] {
 		t.Errorf("the truncated partition does not show: %v", err)
 	}

@@ -54,7 +54,7 @@ func (r *Redis) Apply(ctx context.Context, b *ordering.Batch) error {
 	}
 	r.metrics.batches.Inc()
 	if complete {
-		next := Checkpoint{Position: position, FreshAsOf: r.proved(b.FreshAsOf())}
+		next := Checkpoint{Position: position, FreshAsOf: b.FreshAsOf()}
 		if r.havePend && next.FreshAsOf.IsZero() {
 			next.FreshAsOf = r.pending.FreshAsOf
 		}

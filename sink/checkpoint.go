@@ -24,7 +24,6 @@ func (r *Redis) Checkpoint(ctx context.Context, c Checkpoint) error {
 	if err := r.checkSource(c); err != nil {
 		return r.fail(op, pos, err)
 	}
-	c.FreshAsOf = r.proved(c.FreshAsOf)
 	err = r.callControl(ctx, be, func(replID string) *redis.Cmd {
 		return r.checkpointCommand(ctx, replID, &c, 0)
 	})

@@ -63,7 +63,7 @@ type Control struct {
 // Checkpoint says that no transaction at or below a position is missing.
 type Checkpoint struct {
 	ordering.Position
-	FreshAsOf time.Time // of the newest heartbeat at or below; zero: the stored one stands
+	FreshAsOf time.Time // see Control; zero: the stored one stands
 	SystemID  string    // when set, must be that of the current generation
 }
 

@@ -60,8 +60,8 @@ import (
 // When a class's hold gets shorter, or the class is gone, all that it holds is due. The set
 // goes out of use once it is empty.
 //
-// fresh_as_of is not newer than the begin of the last pass over all sets that was completed
-// (proved). The begin is read while no batch is under way: so what is due by then is either
+// fresh_as_of is not newer than the begin of the last pass over all sets that was completed,
+// for which the drainer sees. The begin is read while no batch is under way: so what is due by then is either
 // in a set before the pass looks, or its batch finds it due and applies it itself.
 
 // HeldClass is a class whose invalidations are held.
@@ -233,7 +233,7 @@ func (r *Redis) adoptHeld(held map[string]string) error {
 			r.metrics.held.forget(class)
 		}
 	}
-	r.sets, r.passed = sets, time.Time{}
+	r.sets = sets
 	maps.DeleteFunc(r.replayHeld, func(class string, _ bool) bool { return sets[class] == nil })
 	return nil
 }
@@ -245,39 +245,12 @@ func (r *Redis) HeldSets() []string {
 	return slices.Sorted(maps.Keys(r.sets))
 }
 
-// BeginPass returns the time that a pass over all HeldSets, begun now, proves once Drain
-// has left nothing in any of them that was due by then, and EndPass was told.
+// BeginPass returns the time up to which nothing that was held back is missing once Drain
+// has left nothing in any of the HeldSets that was due by then.
 func (r *Redis) BeginPass() time.Time {
 	r.mu.Lock() // no batch is under way
 	defer r.mu.Unlock()
 	return r.sourceNow()
-}
-
-// EndPass records a completed pass.
-func (r *Redis) EndPass(began time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if began.After(r.passed) {
-		r.passed = began
-	}
-}
-
-// Proved is how much of a freshness holds for what is held as well: the time itself, but
-// no later than the begin of the last pass that was completed; zero before the first one.
-func (r *Redis) Proved(fresh time.Time) time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.proved(fresh)
-}
-
-func (r *Redis) proved(fresh time.Time) time.Time {
-	if r.unfollowed != nil && r.unfollowed() {
-		return time.Time{}
-	}
-	if len(r.sets) > 0 && fresh.After(r.passed) {
-		return r.passed
-	}
-	return fresh
 }
 
 // holds returns the set that an entry of a batch goes into, nil when it is to be applied

@@ -474,54 +474,6 @@ func TestHeldClassChanges(t *testing.T) {
 	}
 }
 
-// Freshness goes no further than the last complete pass, also with what rides along.
-func TestProvedByPasses(t *testing.T) {
-	h := newSharedHeld(t)
-	fresh := h.clock.Add(-time.Second)
-	beat := func() time.Time {
-		t.Helper()
-		h.at += 0x100
-		p := position(h.at)
-		if err := h.Checkpoint(t.Context(), Checkpoint{Position: p, FreshAsOf: fresh}); err != nil {
-			t.Fatal(err)
-		}
-		return stored(t, h.Redis).FreshAsOf
-	}
-	if got := beat(); !got.IsZero() {
-		t.Errorf("before the first pass it is fresh as of %v", got)
-	}
-	began := h.BeginPass()
-	h.EndPass(began)
-	if got := beat(); !got.Equal(fresh.UTC()) {
-		t.Errorf("fresh as of %v, want %v", got, fresh)
-	}
-	fresh = h.clock.Add(time.Second)
-	if got := beat(); !got.Equal(began) {
-		t.Errorf("fresh as of %v, want the begin of the pass, %v", got, began)
-	}
-	q := ordering.NewQueue(ordering.Position{})
-	for range 2 { // the second batch carries the checkpoint of the first
-		q.Lock()
-		h.at += 0x100
-		q.Begin(ordering.Txn{XID: 9, CommitLSN: h.at, CommitTime: h.clock})
-		q.Add(&h.invs("k")[0])
-		q.Commit(position(h.at), fresh)
-		q.Unlock()
-		b := q.TryTake()
-		if err := h.Apply(t.Context(), b); err != nil {
-			t.Fatal(err)
-		}
-		q.Release(b)
-	}
-	if got := stored(t, h.Redis).FreshAsOf; !got.Equal(began) {
-		t.Errorf("a batch took it on to %v", got)
-	}
-	mustAttach(t, h.Redis)
-	if !h.Proved(fresh).IsZero() {
-		t.Error("a pass before the attachment proves something after it")
-	}
-}
-
 // Another generation, or another process behind the address: nothing is taken.
 func TestDrainIsRefused(t *testing.T) {
 	s, c := server(t)
@@ -632,25 +584,6 @@ func TestStreamTellsOfHeldWhenApplied(t *testing.T) {
 	list := messagesOf(t, h.c, h.news.key)
 	if !list[len(list)-1].all {
 		t.Error("readers were not told of the purge")
-	}
-	if err := h.Apply(t.Context(), beating(t, h.at+0x100, h.clock.Add(time.Hour))); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.Fresh(t.Context(), h.clock.Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	list = messagesOf(t, h.c, h.news.key)
-	if f := list[len(list)-1].fresh; !f.IsZero() {
-		t.Errorf("fresh as of %v before the first pass", f)
-	}
-	began := h.BeginPass()
-	h.EndPass(began)
-	if err := h.Fresh(t.Context(), h.clock.Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	list = messagesOf(t, h.c, h.news.key)
-	if f := list[len(list)-1].fresh; !f.Equal(began.UTC()) {
-		t.Errorf("fresh as of %v, want the begin of the pass, %v", f, began)
 	}
 }
 

@@ -35,7 +35,6 @@ type Options struct {
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: metrics are kept but not registered
 	OnScan     func()                // called after each page of a purge, which may take long; may be nil
-	Unfollowed func() bool           // changes of a mapped table do not come: nothing is proved fresh meanwhile; may be nil
 	SourceNow  func() time.Time      // the source's clock, which commit times are of; nil for this machine's
 }
 
@@ -60,7 +59,6 @@ type Redis struct {
 	writer     string // nonce of this process
 	now        func() time.Time
 	sourceNow  func() time.Time
-	unfollowed func() bool
 	onScan     func()
 
 	backend atomic.Pointer[backend]
@@ -77,7 +75,6 @@ type Redis struct {
 	// Held invalidations, see held.go; of the applier's lock.
 	sets         map[string]*heldSet // in use, by class
 	due          *ordering.Batch     // what is being drained, made when first needed
-	passed       time.Time           // begin of the last pass over all of them; zero before the first
 	replayWindow time.Duration
 	replayHeld   map[string]bool // cluster: classes whose applied ones are to be applied again
 	replayFrom   int64           // those that were applied before it, ms
@@ -127,7 +124,6 @@ func Open(o Options) (*Redis, error) {
 		writer:     nonce(),
 		now:        time.Now,
 		sourceNow:  o.SourceNow,
-		unfollowed: o.Unfollowed,
 		onScan:     o.OnScan,
 		sets:       make(map[string]*heldSet),
 

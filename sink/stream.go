@@ -40,7 +40,7 @@ type stream struct {
 	session string
 	n       uint64
 	broken  bool      // it is not known that all of the session so far was written
-	beat    time.Time // of the newest heartbeat that this attachment has applied
+	beat    time.Time // up to when nothing is missing, as this attachment has proved
 	told    time.Time // what the newest message says of it
 
 	// What the next messages say.
@@ -224,7 +224,7 @@ func (r *Redis) publishBatch(ctx context.Context, be *backend, b *ordering.Batch
 		case mapping.OpLookup, mapping.OpDependents: // what they stand for is added when it is known
 		}
 	}
-	if f := r.proved(b.FreshAsOf()); !f.IsZero() {
+	if f := b.FreshAsOf(); !f.IsZero() {
 		s.beat = f
 	}
 	return r.publish(ctx, be)
@@ -242,9 +242,7 @@ func (r *Redis) Fresh(ctx context.Context, at time.Time) error {
 	be, err := r.ready(ctx)
 	if err == nil {
 		r.news.reset()
-		if f := r.proved(at); !f.IsZero() {
-			r.news.beat = f
-		}
+		r.news.beat = at
 		err = r.publish(ctx, be)
 	}
 	return r.fail("publish", "", err)

@@ -70,8 +70,8 @@ func breaks(list []told) (sessions int, holes []int) {
 	return sessions, holes
 }
 
-// beating is a batch that ends with a heartbeat.
-func beating(t testing.TB, at lsn.LSN, beat time.Time, invs ...mapping.Invalidation) *ordering.Batch {
+// beating is a batch that proves how fresh all is.
+func beating(t testing.TB, at lsn.LSN, fresh time.Time, invs ...mapping.Invalidation) *ordering.Batch {
 	t.Helper()
 	q := ordering.NewQueue(ordering.Position{})
 	q.Lock()
@@ -80,9 +80,11 @@ func beating(t testing.TB, at lsn.LSN, beat time.Time, invs ...mapping.Invalidat
 	for i := range invs {
 		q.Add(&invs[i])
 	}
-	q.Commit(p, beat)
+	q.Commit(p, time.Time{})
 	q.Unlock()
-	return q.TryTake()
+	b := q.TryTake()
+	b.Prove(fresh)
+	return b
 }
 
 func TestNoStreamUnlessAskedFor(t *testing.T) {

@@ -32,10 +32,9 @@ type applier struct {
 	resolved *ordering.Batch // what lookups bring
 	window   *ordering.Window
 
-	pending   ordering.Position // applied, not yet checkpointed
-	unsaved   bool
-	savedAt   time.Time
-	freshAsOf time.Time
+	pending ordering.Position // applied, not yet checkpointed
+	unsaved bool
+	savedAt time.Time
 }
 
 // run applies until the queue is closed and empty, and returns nil then.
@@ -71,6 +70,8 @@ func (a *applier) run(ctx context.Context) error {
 
 func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
 	failpoint.Hit(failpoint.Taken)
+	fresh := a.d.fresh.with(b.Beat())
+	b.Prove(fresh)
 	if b.Len() > 0 {
 		if err := a.pass(ctx, b); err != nil {
 			return err
@@ -80,19 +81,17 @@ func (a *applier) apply(ctx context.Context, b *ordering.Batch) error {
 			return err
 		}
 		failpoint.Hit(failpoint.Applied)
-	} else if f := b.FreshAsOf(); !f.IsZero() {
-		if err := a.retry(ctx, conditionRedis, func() error { return a.d.sink.Fresh(ctx, f) }); err != nil {
+	} else if fresh.After(a.d.fresh.asOf()) {
+		if err := a.retry(ctx, conditionRedis, func() error { return a.d.sink.Fresh(ctx, fresh) }); err != nil {
 			return err
 		}
 	}
+	a.d.fresh.applied(b.Beat(), fresh)
 	b.Applied()
 	if p, ok := b.Position(); ok {
-		if f := a.d.sink.Proved(b.FreshAsOf()); !f.IsZero() {
-			a.freshAsOf = f
-		}
 		a.pending, a.unsaved = p, true
 	}
-	a.d.applied(b, a.freshAsOf)
+	a.d.applied(b)
 	// Under load it rides along with the next batch; but not for ever, since
 	// nothing is confirmed before it is stored.
 	if time.Since(a.savedAt) >= checkpointPause {
@@ -147,7 +146,7 @@ func (a *applier) save(ctx context.Context) error {
 	}
 	err := a.retry(ctx, conditionRedis, func() error {
 		return a.d.sink.Checkpoint(ctx, sink.Checkpoint{
-			Position: a.pending, FreshAsOf: a.freshAsOf, SystemID: a.epoch.SystemID,
+			Position: a.pending, FreshAsOf: a.d.fresh.asOf(), SystemID: a.epoch.SystemID,
 		})
 	})
 	if err != nil {

@@ -176,7 +176,7 @@ func (c *checks) widening(schema, table string, found []replication.Finding) {
 		}
 	}
 	for _, f := range found {
-		if f.Severity != replication.SeverityFatal { // these keep a session from starting, or are the watcher's
+		if f.Severity() != replication.SeverityFatal { // these keep a session from starting, or are the watcher's
 			list = append(list, f)
 		}
 	}

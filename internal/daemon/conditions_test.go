@@ -72,7 +72,7 @@ func TestWideningIsKeptByTable(t *testing.T) {
 	b := newBoard()
 	c := b.begin()
 	finding := func(table string) replication.Finding {
-		return replication.Finding{Schema: "public", Table: table, Severity: replication.SeverityWidens, Problem: "wide", Fix: "ALTER TABLE " + table}
+		return replication.Finding{Code: replication.IdentityNarrow, Schema: "public", Table: table, Problem: "wide", Fix: "ALTER TABLE " + table}
 	}
 	identity := func() admin.Condition {
 		for _, c := range b.conditions() {

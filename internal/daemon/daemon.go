@@ -72,6 +72,7 @@ type daemon struct {
 	sink    *sink.Redis
 	metrics *metrics
 	health  *health
+	fresh   *freshness
 	pulse   pulse
 
 	started  time.Time
@@ -151,12 +152,13 @@ func newDaemon(o Options) (*daemon, error) {
 	d := &daemon{o: o, log: o.Logger, file: file, started: time.Now(), secrets: secrets{source: file.Source.URL}}
 	d.plan.Store(plan)
 	d.metrics = newMetrics(o.Registry)
+	d.fresh = &freshness{now: d.now, budget: d.budget}
 	d.health = newHealth(d)
 	d.health.process.ok(conditionMappings) // they were read just now
-	d.metrics.lag(d.health.lagSeconds)
+	d.metrics.lag(d.fresh.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{
 		Config: file.Redis, Slot: file.Source.Slot.Name, Region: file.Source.Region,
-		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned, SourceNow: d.now, Unfollowed: d.unfollowed,
+		Logger: o.Logger, Registerer: o.Registry, OnScan: d.scanned, SourceNow: d.now,
 	})
 	if err != nil {
 		return nil, &replication.ConfigError{Op: "open redis", Problem: "redis.url cannot be used", Err: err}
@@ -183,12 +185,30 @@ func (d *daemon) now() time.Time {
 	return time.Now().Add(time.Duration(d.clockOffset.Load()))
 }
 
+// budget is the strictest class's of the plan in force; 0 without any, and where there are
+// no heartbeats, since nothing can be said of an idle source then.
+func (d *daemon) budget() time.Duration {
+	if d.file.Source.Heartbeat <= 0 {
+		return 0
+	}
+	return strictest(d.plan.Load())
+}
+
+func strictest(plan *mapping.Plan) time.Duration {
+	var least time.Duration
+	for _, f := range plan.Families() {
+		if s := f.Class.Staleness; s > 0 && (least == 0 || s < least) {
+			least = s
+		}
+	}
+	return least
+}
+
 // applied reports a batch that Redis has acknowledged.
-func (d *daemon) applied(b *ordering.Batch, freshAsOf time.Time) {
+func (d *daemon) applied(b *ordering.Batch) {
 	now := d.now()
 	d.progress.done(b)
 	d.metrics.applied(b, now)
-	d.health.progress(freshAsOf)
 	if d.o.OnApplied != nil {
 		d.o.OnApplied(Applied{
 			At: now, Stats: b.Stats(), Keys: b.Len(), Txns: b.Txns(),

@@ -88,20 +88,24 @@ func (w *drainer) told(err error) {
 func (w *drainer) pass(ctx context.Context) error {
 	plan := w.d.plan.Load()
 	classes := heldClasses(plan)
+	began, sets := w.d.sink.BeginPass(), w.d.sink.HeldSets()
+	if len(sets) == 0 {
+		if len(classes) == 0 {
+			w.d.fresh.holdsNothing()
+			return nil
+		}
+		w.d.fresh.drainedTo(began) // before anything can be put away
+	}
 	if err := w.d.sink.KeepHeld(ctx, classes); err != nil {
 		return err
 	}
-	sets := w.d.sink.HeldSets()
-	if len(sets) == 0 {
-		return nil
-	}
-	began := w.d.sink.BeginPass()
+	sets = w.d.sink.HeldSets()
 	for _, name := range sets {
 		if err := w.due(ctx, w.take(plan, name), began); err != nil {
 			return err
 		}
 	}
-	w.d.sink.EndPass(began)
+	w.d.fresh.drainedTo(began)
 	// Behind it, so that a large class that may wait does not make others late.
 	for _, name := range sets {
 		if c := w.class(plan, name); c != nil && c.MaxRate > 0 {

@@ -93,6 +93,7 @@ func (d *daemon) reload(ctx context.Context) error {
 	// A session that began meanwhile made its watcher from the old plan.
 	if w := d.watcher.Load(); w != nil {
 		w.Watch(plan.Tables())
+		w.SetInterval(lookInterval(plan))
 	}
 	return nil
 }

@@ -208,6 +208,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	a := &applier{d: d, checks: d.checks, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
 	watcher := d.newWatcher(plan, queue, catalog)
 	r.watcher = watcher
+	d.fresh.follow(watcher.Proved)
 
 	// Everything but the applier ends with streamCtx; the applier ends when the
 	// queue is closed and empty, or, when Redis is away for good, with applyCtx.

@@ -53,7 +53,7 @@ func (d *daemon) noteClock(theirs, asked, answered time.Time) {
 // findings tells of what widens, once a session.
 func (d *daemon) findings(c *checks, list []replication.Finding) {
 	for _, f := range list {
-		if f.Severity != replication.SeverityFatal { // Setup has refused these
+		if f.Severity() != replication.SeverityFatal { // Setup has refused these
 			d.log.Warn(f.String(), "fix", f.Fix)
 		}
 	}
@@ -65,7 +65,7 @@ func (d *daemon) findings(c *checks, list []replication.Finding) {
 func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline replication.CatalogState) *replication.CatalogWatcher {
 	w := replication.NewCatalogWatcher(replication.WatcherOptions{
 		Connect: d.connectFor("catalog"), Publication: d.file.Source.Publication.Name,
-		Tables: plan.Tables(), Baseline: baseline,
+		Tables: plan.Tables(), Baseline: baseline, Interval: lookInterval(plan),
 		OnChange: func(ctx context.Context, changes []replication.CatalogChange) error {
 			return d.catalogChanged(ctx, queue, changes)
 		},
@@ -75,11 +75,15 @@ func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline 
 	return w
 }
 
-// unfollowed says whether a mapped table is there and its changes do not come through the
-// slot. Readers must not take the cache for fresh then; other tables are followed on.
-func (d *daemon) unfollowed() bool {
-	w := d.watcher.Load()
-	return w != nil && w.Unfollowed()
+// lookInterval is how often the catalogs are looked at: often enough for the strictest budget,
+// of which the heartbeat takes a third.
+func lookInterval(plan *mapping.Plan) time.Duration {
+	const least, most, share = 20 * time.Millisecond, time.Second, 5
+	budget := strictest(plan)
+	if budget == 0 {
+		return most
+	}
+	return min(max(budget/share, least), most)
 }
 
 // catalogChanged invalidates everything that the changed tables map to, and

@@ -20,7 +20,7 @@ const (
 // trust publishes, at the begin of an attachment, that nothing is missing but what is
 // still to come through the slot.
 func (d *daemon) trust(ctx context.Context) error {
-	d.health.progress(time.Time{})
+	d.fresh.begin()
 	d.published = ""
 	if err := d.setState(ctx); err != nil {
 		return err
@@ -31,7 +31,7 @@ func (d *daemon) trust(ctx context.Context) error {
 
 // setState publishes whether the cache is within the strictest budget.
 func (d *daemon) setState(ctx context.Context) error {
-	state, reason := sink.StateOK, d.health.behind()
+	state, reason := sink.StateOK, d.fresh.behind()
 	if reason != "" {
 		state = sink.StateCatchingUp
 	}

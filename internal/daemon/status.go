@@ -92,9 +92,7 @@ func (d *daemon) positions() admin.Positions {
 }
 
 func (h *health) freshness() admin.Freshness {
-	h.mu.Lock()
-	fresh := h.fresh
-	h.mu.Unlock()
+	fresh := h.d.fresh.known()
 	f := admin.Freshness{Classes: []admin.Class{}}
 	if !fresh.IsZero() {
 		f.FreshAsOf = fresh.UTC()

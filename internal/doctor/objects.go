@@ -58,8 +58,8 @@ func (x *examination) mappedTables(st *provision.State) {
 }
 
 func fromFinding(f replication.Finding) Check {
-	c := Check{Code: f.Code, Severity: Severity(f.Severity), Subject: provision.Subject(f), Message: f.Problem, Fix: f.Fix, FixKind: fixKind(f.Fix)}
-	if f.Severity == replication.SeverityNotice {
+	c := Check{Code: string(f.Code), Severity: Severity(f.Severity()), Subject: provision.Subject(f), Message: f.Problem, Fix: f.Fix, FixKind: fixKind(f.Fix)}
+	if f.Severity() == replication.SeverityNotice {
 		c.Severity = Notice
 	}
 	return c

@@ -149,24 +149,24 @@ func configProblem(e *replication.ConfigError) string {
 func (st *State) finding(p *Plan, f replication.Finding) {
 	subject := Subject(f)
 	switch {
-	case f.Severity == replication.SeverityNotice:
+	case f.Severity() == replication.SeverityNotice:
 		p.Notes = append(p.Notes, subject+": "+f.Problem)
 		return
-	case len(f.SQL) == 0 && f.Severity == replication.SeverityFatal:
+	case len(f.SQL) == 0 && f.Severity() == replication.SeverityFatal:
 		p.Blocked = append(p.Blocked, Blocker{Subject: subject, Problem: f.Problem, Fix: f.Fix})
 		return
-	case f.Severity == replication.SeverityWidens && !st.Desired.Identity:
+	case f.Severity() == replication.SeverityWidens && !st.Desired.Identity:
 		p.Notes = append(p.Notes, subject+": "+f.Problem)
 		return
 	}
 	step := Step{Action: Change, Why: f.Problem, SQL: f.SQL}
 	switch {
-	case strings.HasPrefix(f.Code, "publication_"):
+	case f.Code.OfPublication():
 		if st.Survey.HasSlot && !st.Survey.HasPublication && st.Survey.SlotProblem != nil && !errors.Is(st.Survey.SlotProblem, replication.ErrSlotLost) {
 			return // the slot's own problem says so, and what to do first
 		}
 		step.Object, step.Name = "publication", st.Desired.Publication
-		if f.Code == "publication_missing" {
+		if f.Code == replication.PublicationMissing {
 			step.Action, step.Why = Create, "the slot is read through it"
 		}
 		st.Rights.publication(&step, st.Survey.HasPublication)
@@ -177,7 +177,7 @@ func (st *State) finding(p *Plan, f replication.Finding) {
 	// One statement may settle several findings.
 	for i := range p.Steps {
 		if slices.Equal(p.Steps[i].SQL, step.SQL) {
-			if f.Table != "" && step.Object == "publication" {
+			if f.Code == replication.PublicationMember {
 				p.Steps[i].Why = "it does not have all mapped tables, so changes would invalidate nothing"
 			}
 			return

@@ -121,7 +121,7 @@ func (p *plan) checkCatalog(ctx context.Context, conn *pgx.Conn) error {
 				continue // it has more than one
 			}
 			t := p.db.tables[i]
-			switch f.Severity {
+			switch f.Severity() {
 			case replication.SeverityFatal:
 				p.leaveOut(t, reason{f.Problem, f.Fix})
 			case replication.SeverityWidens:

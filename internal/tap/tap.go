@@ -110,7 +110,7 @@ func (t *tap) open(ctx context.Context) error {
 		return err
 	}
 	for _, f := range findings {
-		if f.Severity == replication.SeverityFatal {
+		if f.Severity() == replication.SeverityFatal {
 			t.say("note: %s (the daemon would not start; fix: %s)", f, f.Fix)
 		} else {
 			t.say("note: %s (fix: %s)", f, f.Fix)

@@ -40,7 +40,7 @@ func TestSilentDDLInvalidatesTheFamiliesOfTheTable(t *testing.T) {
 		{"rewrite of a column that nothing maps", []string{`ALTER TABLE items ALTER note TYPE bytea USING NULL`}, ""},
 		{"drop a column", []string{`ALTER TABLE items DROP COLUMN name`}, `no column "name"`},
 		{"rename a column", []string{`ALTER TABLE items RENAME name TO title`}, `no column "name"`},
-		{"rename the table", []string{`ALTER TABLE items RENAME TO things`}, "does not exist"},
+		{"rename the table", []string{`ALTER TABLE items RENAME TO things`}, "it is public.things now"},
 		{"drop the table", []string{`DROP TABLE items`}, "does not exist"},
 		{"take it out of the publication", []string{`ALTER PUBLICATION %s DROP TABLE items`}, "does not have it"},
 		{"another table in its place", []string{`BEGIN; ALTER TABLE items RENAME TO old_items; CREATE TABLE items (id int PRIMARY KEY, name text);

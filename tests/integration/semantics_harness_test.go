@@ -84,7 +84,7 @@ func (w *world) silently(p *process, gone []string, sql ...string) {
 	})
 	// A purge is over when what came after it is applied.
 	w.exec(`SELECT pg_logical_emit_message(true, 'test.after', '')`)
-	w.settle(p)
+	w.applied(p)
 }
 
 // looked waits until the watcher has reported n changes more than before, and
@@ -93,7 +93,7 @@ func (w *world) looked(p *process, before, n int) {
 	w.t.Helper()
 	w.eventually("the catalog watcher has reported", func() bool { return p.logged(definitionChanged) >= before+n })
 	w.exec(`SELECT pg_logical_emit_message(true, 'test.after', '')`)
-	w.settle(p)
+	w.applied(p)
 }
 
 const definitionChanged = "a mapped table's definition changed"

@@ -92,7 +92,7 @@ func TestWideningIsKeptByTable(t *testing.T) {
 	if got := identity(); !got.OK {
 		t.Errorf("%+v", got)
 	}
-	c.widening("public", "a", []replication.Finding{finding("a"), {Severity: replication.SeverityFatal, Table: "a", Problem: "no"}})
+	c.widening("public", "a", []replication.Finding{finding("a"), {Code: replication.NoReplicaIdentity, Table: "a", Problem: "no"}})
 	if got := identity(); got.OK || got.Reason != "table public.a: wide" {
 		t.Errorf("%+v", got)
 	}

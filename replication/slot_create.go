@@ -46,10 +46,8 @@ func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, e
 		return err
 	})
 	switch {
-	case ctx.Err() != nil && err == nil:
-		return Slot{}, fmt.Errorf("%s: given up: %w", op, errors.Join(context.Cause(ctx), dropUnused(ctx, conn, name)))
 	case ctx.Err() != nil:
-		return Slot{}, fmt.Errorf("%s: given up: %w", op, context.Cause(ctx))
+		return Slot{}, fmt.Errorf("%s: given up: %w", op, errors.Join(context.Cause(ctx), dropUnused(ctx, conn, name, err)))
 	case err != nil:
 		return Slot{}, createSlotError(ctx, conn, op, err, role)
 	}
@@ -63,12 +61,20 @@ func createSlot(ctx context.Context, conn *pgx.Conn, name, role string) (Slot, e
 	return slot, nil
 }
 
-// dropUnused drops a slot that was finished although its creation was given up.
-func dropUnused(ctx context.Context, conn *pgx.Conn, name string) error {
+// dropUnused drops a slot that was finished although its creation was given up. Being
+// cancelled is no proof that it was not: the request may come after the slot was made
+// and before the statement ends. The name was free when the statement began, so the slot
+// is ours; one that somebody reads is not dropped in any case.
+func dropUnused(ctx context.Context, conn *pgx.Conn, name string, created error) error {
+	var pg *pgconn.PgError
+	if created != nil && (!errors.As(created, &pg) || pg.Code != "57014") { // query_canceled
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 	defer cancel()
-	if _, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, name); err != nil {
-		return fmt.Errorf("it was created all the same, keeps WAL, and could not be dropped: %w\n  fix: %s", err, dropSlotSQL(name))
+	_, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active`, name)
+	if err != nil {
+		return fmt.Errorf("it may have been created all the same, keeps WAL then, and could not be dropped: %w\n  fix: %s", err, dropSlotSQL(name))
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ func newDoctorCommand(a *app) *cobra.Command {
 	var (
 		config, role, redisUser string
 		asJSON, grants, quiet   bool
+		owner                   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor --config FILE",
@@ -34,7 +35,8 @@ keeps, eviction, clocks. Nothing is changed anywhere.
   skipped  could not be looked at       fatal    the daemon refuses to start, or would miss changes
 
 --print-grants asks no server: it prints the Postgres role and the Redis user with no
-more rights than the daemon needs for this file.
+more rights than the daemon needs for this file. It changes no table's owner, unless
+--owner is given as well.
 
 Exits with 0 when nothing was found (notices are nothing), with 2 when something was,
 with 69 when a server is not there (the other one is looked at all the same), with 78
@@ -47,8 +49,8 @@ for a faulty file.`,
 			switch {
 			case config == "":
 				return usageErrorf("--config is needed: the file that says which changes make which keys stale")
-			case !grants && (role != "" || redisUser != ""):
-				return usageErrorf("--role and --redis-user go with --print-grants")
+			case !grants && (role != "" || redisUser != "" || owner):
+				return usageErrorf("--role, --redis-user and --owner go with --print-grants")
 			}
 			load := mapping.Load
 			if grants {
@@ -63,7 +65,7 @@ for a faulty file.`,
 				return err
 			}
 			if grants {
-				return a.printGrants(doctor.NewGrants(file, plan, role, redisUser), asJSON)
+				return a.printGrants(doctor.NewGrants(file, plan, doctor.GrantOptions{Role: role, RedisUser: redisUser, Owner: owner}), asJSON)
 			}
 			// What is wrong with the file is no finding about a server.
 			if err := errors.Join(replication.CheckURL(file.Source.URL.Reveal()), sink.CheckURL(file.Redis.URL.Reveal())); err != nil {
@@ -96,6 +98,7 @@ for a faulty file.`,
 	fl.BoolVar(&grants, "print-grants", false, "print the least-privilege accounts instead; needs no network")
 	fl.StringVar(&role, "role", "", "with --print-grants: name of the Postgres role (default: the one in source.url)")
 	fl.StringVar(&redisUser, "redis-user", "", "with --print-grants: name of the Redis user (default: the one in redis.url)")
+	fl.BoolVar(&owner, "owner", false, "with --print-grants: make the role the owner of the mapped tables, so that it may create the publication; takes them from their owner")
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml")
 	return cmd
 }

@@ -27,10 +27,17 @@ const (
 	anyDatabase    = `:"DBNAME"` // psql puts the database that it is connected to
 )
 
-// NewGrants derives them from the file alone. role and redisUser may be empty: then
-// the URLs name them, where they do.
-func NewGrants(f *mapping.File, plan *mapping.Plan, role, redisUser string) Grants {
-	g := Grants{Role: role, RedisUser: redisUser}
+// GrantOptions names the accounts. Where a name is empty, the URLs have it, where they do.
+type GrantOptions struct {
+	Role, RedisUser string
+	// Owner makes the role the owner of the mapped tables, which takes them from whoever
+	// owns them now. Only for a role that is to create the publication itself.
+	Owner bool
+}
+
+// NewGrants derives them from the file alone.
+func NewGrants(f *mapping.File, plan *mapping.Plan, o GrantOptions) Grants {
+	g := Grants{Role: o.Role, RedisUser: o.RedisUser}
 	database := anyDatabase
 	if cfg, err := pgx.ParseConfig(f.Source.URL.Reveal()); err == nil && f.Source.URL.Reveal() != "" {
 		if g.Role == "" {
@@ -49,12 +56,12 @@ func NewGrants(f *mapping.File, plan *mapping.Plan, role, redisUser string) Gran
 	if g.RedisUser == "" || g.RedisUser == "default" {
 		g.RedisUser = defaultAccount
 	}
-	g.Postgres = postgresGrants(f, plan, replication.Identifier(g.Role), database)
+	g.Postgres = postgresGrants(f, plan, replication.Identifier(g.Role), database, o.Owner)
 	g.Redis = sink.ACLRule(g.RedisUser, f.Redis, plan.Families())
 	return g
 }
 
-func postgresGrants(f *mapping.File, plan *mapping.Plan, role, database string) string {
+func postgresGrants(f *mapping.File, plan *mapping.Plan, role, database string, owner bool) string {
 	lines := []string{
 		"-- In psql, in the daemon's database, as a superuser.",
 		"CREATE ROLE " + role + " LOGIN REPLICATION PASSWORD 'PASSWORD';",
@@ -76,23 +83,21 @@ func postgresGrants(f *mapping.File, plan *mapping.Plan, role, database string) 
 		}
 		lines = append(lines, "GRANT SELECT ON "+strings.Join(tables, ", ")+" TO "+role+";")
 	}
-	o := replication.SetupOptions{Slot: f.Source.Slot.Name, Publication: f.Source.Publication.Name, Tables: plan.Tables()}
-	if f.Source.Publication.CreateIfNotExists {
-		lines = append(lines,
-			"-- publication.create_if_not_exists is true: to create it the role must own the tables, which lets it do",
-			"-- anything with them. With false, cdc-invalidator apply creates it as their owner, and none of this is needed.",
+	// The tables are not published here: whether that would make the application's UPDATE
+	// and DELETE fail, only the source can say, and apply asks it first.
+	switch {
+	case owner:
+		lines = append(lines, "-- As their owner the role may publish the tables. Whoever owns them now, and has no other right on them, loses them.",
 			"GRANT CREATE ON DATABASE "+database+" TO "+role+";")
-		for _, u := range o.Tables {
+		for _, u := range plan.Tables() {
 			lines = append(lines, "ALTER TABLE "+replication.Qualified(u.Schema, u.Table)+" OWNER TO "+role+";")
 		}
-	} else {
+	case f.Source.Publication.CreateIfNotExists:
 		lines = append(lines,
-			"-- The publication, made beforehand by the tables' owner. cdc-invalidator apply does it too, and first looks after",
-			"-- tables without a replica identity: publishing those makes the application's own UPDATE and DELETE fail.",
-			replication.CreatePublicationSQL(o))
-	}
-	if !f.Source.Slot.CreateIfNotExists {
-		lines = append(lines, "-- The slot, after the publication.", replication.CreateSlotSQL(o.Slot))
+			"-- publication.create_if_not_exists is true, and to create it the role would have to own the tables, which takes them from",
+			"-- their owner (--owner prints that). Set it to false, and have cdc-invalidator apply create it, as an administrator.")
+	default:
+		lines = append(lines, "-- The publication is created by cdc-invalidator apply, as the tables' owner or a superuser.")
 	}
 	return strings.Join(lines, "\n")
 }

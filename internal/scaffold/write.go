@@ -107,8 +107,8 @@ version: 1
 source:
   url: ${DATABASE_URL} # or ${file:/run/secrets/database_url}
   slot: {name: cdc_invalidator, create_if_not_exists: true}
-  # To create it, the role must own the mapped tables. Otherwise their owner creates it, and this is false.
-  publication: {name: cdc_invalidator, create_if_not_exists: true}
+  # cdc-invalidator apply creates it, as the tables' owner: the daemon's role needs no right on any table.
+  publication: {name: cdc_invalidator, create_if_not_exists: false}
 
 redis:
   url: ${REDIS_URL:-redis://localhost:6379}

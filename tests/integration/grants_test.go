@@ -88,7 +88,11 @@ func newGranted(t *testing.T, createPublication bool) *granted {
 	if !createPublication {
 		w.reconfigure("publication: {name: "+w.slot+"_pub, create_if_not_exists: true}", "publication: {name: "+w.slot+"_pub, create_if_not_exists: false}")
 	}
-	code, out, errOut := w.run("doctor", "--config", w.config, "--print-grants", "--json")
+	args := []string{"doctor", "--config", w.config, "--print-grants", "--json"}
+	if createPublication {
+		args = append(args, "--owner")
+	}
+	code, out, errOut := w.run(args...)
 	var grants doctor.Grants
 	if err := json.Unmarshal([]byte(out), &grants); code != 0 || err != nil {
 		t.Fatalf("exit code %d, %v\n%s%s", code, err, out, errOut)
@@ -97,6 +101,9 @@ func newGranted(t *testing.T, createPublication bool) *granted {
 		t.Fatalf("the grants are for others, or tell a password:\n%s", out)
 	}
 	w.exec(strings.ReplaceAll(grants.Postgres, "'PASSWORD'", "'secret-1'"))
+	if !createPublication {
+		w.exec("CREATE PUBLICATION " + w.slot + "_pub FOR TABLE users, notes, products, sellers WITH (publish_via_partition_root)")
+	}
 	t.Cleanup(func() {
 		// The role's tables go with the database, which another test does not wait for.
 		sql := "REASSIGN OWNED BY " + g.role + " TO CURRENT_USER; DROP OWNED BY " + g.role + "; DROP ROLE " + g.role

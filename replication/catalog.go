@@ -38,12 +38,13 @@ func (t *catalogTable) logs(column string) bool {
 // CheckCatalog compares what the mappings need of the tables with the live
 // catalog. An error means that it could not be asked; what it says is in the
 // findings.
-func CheckCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse) ([]Finding, error) {
-	return checkCatalog(ctx, conn, tables, tables)
+// publication is ours, which has the tables or is to have them.
+func CheckCatalog(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) ([]Finding, error) {
+	return checkCatalog(ctx, conn, publication, tables, tables)
 }
 
 // checkCatalog is CheckCatalog for some of the mapped tables.
-func checkCatalog(ctx context.Context, conn *pgx.Conn, tables, all []mapping.TableUse) ([]Finding, error) {
+func checkCatalog(ctx context.Context, conn *pgx.Conn, publication string, tables, all []mapping.TableUse) ([]Finding, error) {
 	found, err := readCatalog(ctx, conn, tables)
 	if err != nil {
 		return nil, err
@@ -70,7 +71,7 @@ func checkCatalog(ctx context.Context, conn *pgx.Conn, tables, all []mapping.Tab
 		checkBelow(t, mapped, add)
 		checkIdentity(t, u, add)
 	}
-	return findings, nil
+	return findings, settleIdentities(ctx, conn, publication, tables, findings)
 }
 
 func readCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse) ([]*catalogTable, error) {
@@ -154,20 +155,21 @@ func checkBelow(t *catalogTable, mapped map[string]bool, add addFinding) {
 	}
 }
 
-// checkIdentity looks at what the tables that hold rows log of old ones.
+// checkIdentity looks at what the tables that hold rows log of old ones. What they could
+// log instead, settleIdentities says.
 func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
-	holders := t.below
+	var holders []*catalogTable
 	if t.kind == "r" {
-		holders = append([]*catalogTable{t}, t.below...)
+		holders = append(holders, t)
+	}
+	for _, b := range t.below {
+		if b.isPartition { // a child by inheritance is mapped itself, or a finding of its own
+			holders = append(holders, b)
+		}
 	}
 	for _, h := range holders {
 		if h.kind == "r" && h.persistence == "p" && h.identity != "f" && len(h.identityColumns) == 0 {
-			f := add(NoReplicaIdentity, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail",
-				"ALTER TABLE "+h.sql()+" ADD PRIMARY KEY (...);\nor: "+identityFullStatement(h))
-			f.SQL = []string{identityFullStatement(h)}
-			if h.isPartition {
-				f.SQL = identityFull(t) // what one partition alone logs is of no use
-			}
+			add(NoReplicaIdentity, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail", "")
 			return // what follows would only say it again
 		}
 	}
@@ -180,9 +182,8 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 			continue
 		}
 		if t.identity == "f" || slices.ContainsFunc(t.identityColumns, func(c string) bool { return !b.logs(c) }) {
-			f := add(PartitionIdentity, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
-				b.sql(), describeIdentity(b), describeIdentity(t)), identityFullSQL(t))
-			f.SQL = identityFull(t)
+			add(PartitionIdentity, fmt.Sprintf("its partition %s logs less of old rows (%s) than it says itself (%s), so old values would be wrong",
+				b.sql(), describeIdentity(b), describeIdentity(t)), "")
 			return
 		}
 	}
@@ -194,7 +195,7 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 	}
 	if len(missing) > 0 {
 		add(IdentityNarrow, fmt.Sprintf("the log does not carry the old value of %s (%s): a change invalidates the whole family where it cannot tell the old key",
-			strings.Join(missing, ", "), describeIdentity(t)), identityFullSQL(t)).SQL = identityFull(t)
+			strings.Join(missing, ", "), describeIdentity(t)), "")
 	}
 }
 
@@ -206,34 +207,4 @@ func describeIdentity(t *catalogTable) string {
 		return "no replica identity"
 	}
 	return "replica identity " + strings.Join(t.identityColumns, ", ")
-}
-
-// identityFull mends the table and everything below it, a statement each.
-func identityFull(t *catalogTable) []string {
-	var sql []string
-	if t.identity != "f" {
-		sql = append(sql, identityFullStatement(t))
-	}
-	for _, b := range t.below {
-		if b.identity != "f" && b.isPartition {
-			sql = append(sql, identityFullStatement(b))
-		}
-	}
-	return sql
-}
-
-func identityFullStatement(t *catalogTable) string {
-	return "ALTER TABLE " + t.sql() + " REPLICA IDENTITY FULL;"
-}
-
-// identityFullSQL is identityFull for people: beyond a few partitions, psql makes
-// the statements.
-func identityFullSQL(t *catalogTable) string {
-	const most = 9
-	sql := identityFull(t)
-	if len(sql) > most {
-		return "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', relid) FROM pg_partition_tree(" +
-			quoteLiteral(t.sql()) + ") \\gexec"
-	}
-	return strings.Join(sql, "\n")
 }

@@ -44,6 +44,9 @@ const (
 	PublicationMember   FindingCode = "publication_member" // it lacks the table
 	PublicationFiltered FindingCode = "publication_row_filter"
 	PublicationColumns  FindingCode = "publication_columns"
+	// What the server takes of the application's own writes; see CheckWrites.
+	PublicationGenerated FindingCode = "publication_generated"
+	WritesRefused        FindingCode = "writes_refused"
 )
 
 // findingKind is what follows from a finding.
@@ -62,26 +65,28 @@ type findingKind struct {
 // findingKinds is the one place that knows. What is fatal may be seen all the same: rows
 // of a table that lacks a mapped column come, and widen.
 var findingKinds = map[FindingCode]findingKind{
-	TableMissing:        {severity: SeverityFatal}, // nobody reads it, and a table that is made in its place is noticed
-	TableMoved:          {severity: SeverityFatal, unseen: true},
-	TableIsView:         {severity: SeverityFatal, unseen: true},
-	TableIsForeign:      {severity: SeverityFatal, unseen: true},
-	NoTable:             {severity: SeverityFatal, unseen: true},
-	TableUnlogged:       {severity: SeverityFatal, unseen: true},
-	TableIsPartition:    {severity: SeverityFatal, unseen: true},
-	TableInherited:      {severity: SeverityFatal, unseen: true},
-	ColumnMissing:       {severity: SeverityFatal},
-	ColumnGenerated:     {severity: SeverityFatal},
-	NoReplicaIdentity:   {severity: SeverityFatal},
-	PartitionIdentity:   {severity: SeverityFatal, misleads: true},
-	IdentityNarrow:      {severity: SeverityWidens},
-	PublicationMissing:  {severity: SeverityFatal, unseen: true, published: true},
-	PublicationActions:  {severity: SeverityFatal, unseen: true, published: true},
-	PublicationAll:      {severity: SeverityNotice, published: true},
-	PublicationViaRoot:  {severity: SeverityFatal, unseen: true, published: true},
-	PublicationMember:   {severity: SeverityFatal, unseen: true, published: true},
-	PublicationFiltered: {severity: SeverityFatal, unseen: true, misleads: true, published: true},
-	PublicationColumns:  {severity: SeverityFatal, published: true},
+	TableMissing:         {severity: SeverityFatal}, // nobody reads it, and a table that is made in its place is noticed
+	TableMoved:           {severity: SeverityFatal, unseen: true},
+	TableIsView:          {severity: SeverityFatal, unseen: true},
+	TableIsForeign:       {severity: SeverityFatal, unseen: true},
+	NoTable:              {severity: SeverityFatal, unseen: true},
+	TableUnlogged:        {severity: SeverityFatal, unseen: true},
+	TableIsPartition:     {severity: SeverityFatal, unseen: true},
+	TableInherited:       {severity: SeverityFatal, unseen: true},
+	ColumnMissing:        {severity: SeverityFatal},
+	ColumnGenerated:      {severity: SeverityFatal},
+	NoReplicaIdentity:    {severity: SeverityFatal},
+	PartitionIdentity:    {severity: SeverityFatal, misleads: true},
+	IdentityNarrow:       {severity: SeverityWidens},
+	PublicationMissing:   {severity: SeverityFatal, unseen: true, published: true},
+	PublicationActions:   {severity: SeverityFatal, unseen: true, published: true},
+	PublicationAll:       {severity: SeverityNotice, published: true},
+	PublicationViaRoot:   {severity: SeverityFatal, unseen: true, published: true},
+	PublicationMember:    {severity: SeverityFatal, unseen: true, published: true},
+	PublicationFiltered:  {severity: SeverityFatal, unseen: true, misleads: true, published: true},
+	PublicationColumns:   {severity: SeverityFatal, published: true},
+	PublicationGenerated: {severity: SeverityFatal, published: true},
+	WritesRefused:        {severity: SeverityFatal},
 }
 
 // FindingCodes are all that there are, sorted.

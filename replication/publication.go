@@ -29,14 +29,16 @@ type Publication struct {
 	AllTables                        bool
 	Insert, Update, Delete, Truncate bool
 	ViaRoot                          bool // changes of a partition arrive under the partitioned table's name
+	Generated                        bool // stored generated columns are sent; 18 and later
 }
 
 // ReadPublication looks a publication up. found is false when there is none.
 func ReadPublication(ctx context.Context, conn *pgx.Conn, name string) (p Publication, found bool, err error) {
 	err = conn.QueryRow(ctx, `
-		SELECT pubname::text, oid, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
-		FROM pg_publication WHERE pubname = $1`, name).
-		Scan(&p.Name, &p.OID, &p.AllTables, &p.Insert, &p.Update, &p.Delete, &p.Truncate, &p.ViaRoot)
+		SELECT pubname::text, oid, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,
+		       coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false)
+		FROM pg_publication p WHERE pubname = $1`, name).
+		Scan(&p.Name, &p.OID, &p.AllTables, &p.Insert, &p.Update, &p.Delete, &p.Truncate, &p.ViaRoot, &p.Generated)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Publication{}, false, nil
 	}
@@ -68,24 +70,43 @@ func EnsurePublication(ctx context.Context, conn *pgx.Conn, name string, create 
 	}
 	// Publishing a table that has no identity makes the application's own writes
 	// fail, so the tables are looked at before and not after.
-	findings, err := CheckCatalog(ctx, conn, tables)
+	findings, err := CheckCatalog(ctx, conn, name, tables)
 	if err != nil {
 		return err
 	}
-	if err := FatalError(findings); err != nil {
+	writes, err := CheckWrites(ctx, conn, name, tables)
+	if err != nil {
 		return err
 	}
-	return createPublication(ctx, conn, name, tables)
+	if err := FatalError(append(findings, writes...)); err != nil {
+		return err
+	}
+	// No identity is changed here, so those that ask for another one keep what they have.
+	generated, err := needsGenerated(ctx, conn, name, tables, nil)
+	if err != nil {
+		return err
+	}
+	return createPublication(ctx, conn, name, publicationSQL(name, tables, generated))
 }
 
 func createPublicationSQL(name string, tables []mapping.TableUse) string {
+	return publicationSQL(name, tables, false)
+}
+
+// publicationSQL creates it; generated has it send stored generated columns, which only
+// 18 and later can.
+func publicationSQL(name string, tables []mapping.TableUse, generated bool) string {
 	var b strings.Builder
 	b.WriteString("CREATE PUBLICATION " + sqlName(name))
 	// Without tables it still carries logical messages.
 	if len(tables) > 0 {
 		b.WriteString(" FOR TABLE " + tableList(tables))
 	}
-	b.WriteString(" WITH (publish = '" + publishAll + "', publish_via_partition_root = true);")
+	b.WriteString(" WITH (publish = '" + publishAll + "', publish_via_partition_root = true")
+	if generated {
+		b.WriteString(", publish_generated_columns = stored")
+	}
+	b.WriteString(");")
 	return b.String()
 }
 
@@ -98,9 +119,8 @@ func tableList(tables []mapping.TableUse) string {
 	return strings.Join(slices.Compact(names), ", ")
 }
 
-func createPublication(ctx context.Context, conn *pgx.Conn, name string, tables []mapping.TableUse) error {
+func createPublication(ctx context.Context, conn *pgx.Conn, name, sql string) error {
 	op := "create publication " + name
-	sql := createPublicationSQL(name, tables)
 	_, err := conn.Exec(ctx, sql)
 	if err == nil {
 		return nil

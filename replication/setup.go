@@ -100,7 +100,7 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 
 // checkTables is everything that can be said about some of the mapped tables.
 func checkTables(ctx context.Context, conn *pgx.Conn, publication string, tables, mapped []mapping.TableUse) ([]Finding, error) {
-	findings, err := checkCatalog(ctx, conn, tables, mapped)
+	findings, err := checkCatalog(ctx, conn, publication, tables, mapped)
 	if err != nil {
 		return nil, err
 	}

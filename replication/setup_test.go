@@ -460,7 +460,7 @@ func TestCatalogFindings(t *testing.T) {
 		{"full above, default below", []mapping.TableUse{use("mixed", "id")}, SeverityFatal, []string{"partition public.mixed11 logs less", "ALTER TABLE public.mixed11 REPLICA IDENTITY FULL;"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			findings, err := CheckCatalog(t.Context(), conn, tc.use)
+			findings, err := CheckCatalog(t.Context(), conn, "pub", tc.use)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -484,7 +484,7 @@ func TestCatalogFindings(t *testing.T) {
 			}
 			if sql := findings[0].Fix; strings.Contains(sql, "REPLICA IDENTITY FULL") && !strings.Contains(sql, "or:") {
 				db.Exec(t, sql)
-				if after, err := CheckCatalog(t.Context(), conn, tc.use); err != nil || len(after) > 0 {
+				if after, err := CheckCatalog(t.Context(), conn, "pub", tc.use); err != nil || len(after) > 0 {
 					t.Errorf("after its fix: %v, %v", after, err)
 				}
 			}

@@ -24,7 +24,9 @@ type Survey struct {
 	// Tables are findings about tables as they are, Published about what the
 	// publication sends of them.
 	Tables, Published []Finding
-	DDL               DDLTriggerState
+	// Writes are findings about writes of the application's that the server refuses.
+	Writes []Finding
+	DDL    DDLTriggerState
 }
 
 // ReadSurvey asks all of it.
@@ -48,10 +50,16 @@ func ReadSurvey(ctx context.Context, conn *pgx.Conn, o SetupOptions) (s Survey, 
 			s.SlotProblem = publicationAfterSlot(o, s.Slot)
 		}
 	}
-	if s.Tables, err = CheckCatalog(ctx, conn, o.Tables); err != nil {
+	if s.Tables, err = CheckCatalog(ctx, conn, o.Publication, o.Tables); err != nil {
 		return s, err
 	}
 	if s.Published, err = CheckPublication(ctx, conn, o.Publication, o.Tables); err != nil {
+		return s, err
+	}
+	if s.Published, err = askOthers(ctx, conn, s.Publication, o, s.Tables, s.Published); err != nil {
+		return s, err
+	}
+	if s.Writes, err = CheckWrites(ctx, conn, o.Publication, o.Tables); err != nil {
 		return s, err
 	}
 	s.DDL, err = readDDLTriggers(ctx, conn)

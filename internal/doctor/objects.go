@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -44,7 +45,7 @@ func (x *examination) publications(st *provision.State) {
 func (x *examination) mappedTables(st *provision.State) {
 	for _, u := range st.Desired.Tables {
 		clean := true
-		for _, f := range st.Survey.Tables {
+		for _, f := range append(slices.Clone(st.Survey.Tables), st.Survey.Writes...) {
 			if f.Schema == u.Schema && f.Table == u.Table {
 				x.tables.add(fromFinding(f))
 				clean = false

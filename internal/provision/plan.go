@@ -127,7 +127,15 @@ func (st *State) Plan() Plan {
 	for _, e := range s.ServerProblems {
 		p.Blocked = append(p.Blocked, Blocker{Subject: "server", Problem: configProblem(e), Fix: e.Fix})
 	}
+	for _, f := range s.Published {
+		if f.Code == replication.PublicationGenerated { // before an identity may have such columns
+			st.finding(&p, f)
+		}
+	}
 	for _, f := range s.Tables {
+		st.finding(&p, f)
+	}
+	for _, f := range s.Writes {
 		st.finding(&p, f)
 	}
 	for _, f := range s.Published {
@@ -154,6 +162,9 @@ func (st *State) finding(p *Plan, f replication.Finding) {
 		return
 	case len(f.SQL) == 0 && f.Severity() == replication.SeverityFatal:
 		p.Blocked = append(p.Blocked, Blocker{Subject: subject, Problem: f.Problem, Fix: f.Fix})
+		return
+	case f.Severity() == replication.SeverityWidens && len(f.SQL) == 0:
+		p.Notes = append(p.Notes, subject+": "+f.Problem+". "+f.Fix)
 		return
 	case f.Severity() == replication.SeverityWidens && !st.Desired.Identity:
 		p.Notes = append(p.Notes, subject+": "+f.Problem)

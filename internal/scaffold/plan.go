@@ -17,6 +17,9 @@ type plan struct {
 	disabled []*family // of tables that are left out
 	leftOut  map[*table]reason
 	wide     map[*table][]replication.Finding
+	// identities is what replica identity a table can have for all that the file has of it,
+	// suggestions included.
+	identities map[*table]replication.Identity
 }
 
 // family is the family of a table's rows, each by its key.
@@ -121,9 +124,9 @@ func keyOf(t *table) (key []string, why *reason) {
 	case i >= 0 && (hasIdentity || t.identity == "f"):
 		return key, nil
 	case i >= 0 && t.identity == "d":
-		return key, &reason{"its primary key is deferrable, which is no replica identity: " + refused, fullIdentity(t)}
+		return key, &reason{"its primary key is deferrable, which is no replica identity: " + refused, askSource}
 	case i >= 0:
-		return key, &reason{"it has no replica identity: " + refused, "ALTER TABLE " + t.sql + " REPLICA IDENTITY DEFAULT;"}
+		return key, &reason{"it has no replica identity: " + refused, askSource}
 	case hasIdentity:
 		return identity.columns, nil
 	case t.identity == "f":
@@ -131,7 +134,7 @@ func keyOf(t *table) (key []string, why *reason) {
 	}
 	fix := "ALTER TABLE " + t.sql + " ADD PRIMARY KEY (...);"
 	if i := slices.IndexFunc(t.indexes, func(x index) bool { return x.unique && x.notNull }); i >= 0 && !t.partitioned {
-		fix = "ALTER TABLE " + t.sql + " REPLICA IDENTITY USING INDEX " + t.indexes[i].sql + ";"
+		fix = askSource
 		key = t.indexes[i].columns
 	}
 	return key, &reason{"it has no primary key, and no other replica identity: " + refused, fix}

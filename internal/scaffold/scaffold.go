@@ -109,7 +109,7 @@ func (p *plan) checkCatalog(ctx context.Context, conn *pgx.Conn) error {
 			columns := p.rowColumns(f)
 			uses = append(uses, mapping.TableUse{Schema: f.table.schema, Table: f.table.name, Columns: columns, OldColumns: columns, Truncate: true})
 		}
-		findings, err := replication.CheckCatalog(ctx, conn, uses)
+		findings, err := replication.CheckCatalog(ctx, conn, publicationName, uses)
 		if err != nil {
 			return err
 		}
@@ -129,7 +129,47 @@ func (p *plan) checkCatalog(ctx context.Context, conn *pgx.Conn) error {
 			}
 		}
 		if len(p.families) == left {
-			return nil
+			return p.chooseIdentities(ctx, conn)
 		}
 	}
+}
+
+// publicationName is what the file calls its publication.
+const publicationName = "cdc_invalidator"
+
+// askSource stands for a fix that only the source can tell, until it has.
+const askSource = "?"
+
+// chooseIdentities asks what replica identity each table can have, of those that need another
+// one, or would with a suggestion.
+func (p *plan) chooseIdentities(ctx context.Context, conn *pgx.Conn) error {
+	var uses []mapping.TableUse
+	for _, t := range p.db.tables {
+		u := mapping.TableUse{Schema: t.schema, Table: t.name}
+		if f := p.family(t); f != nil {
+			u.OldColumns = p.rowColumns(f)
+			for _, s := range p.suggestions(f) {
+				u.OldColumns = append(u.OldColumns, s.missing...)
+			}
+		} else if f := familyOf(p.disabled, t); f != nil {
+			u.OldColumns = f.columns()
+		}
+		uses = append(uses, u)
+	}
+	list, err := replication.ChooseIdentities(ctx, conn, publicationName, uses)
+	if err != nil {
+		return err
+	}
+	p.identities = map[*table]replication.Identity{}
+	for i, t := range p.db.tables {
+		p.identities[t] = list[i]
+		if why, out := p.leftOut[t]; out && why.fix == askSource {
+			why.fix = list[i].SQL
+			if list[i].Refused != "" {
+				why.problem += "; REPLICA IDENTITY FULL is not possible: " + list[i].Refused
+			}
+			p.leftOut[t] = why
+		}
+	}
+	return nil
 }

@@ -135,10 +135,6 @@ func writeMapping(w *writer, p *plan, f *family) {
 	for _, finding := range p.wide[t] {
 		w.comment("  ", strings.ToUpper(finding.Problem[:1])+finding.Problem[1:]+". What mends it:")
 		w.sql("  ", finding.Fix)
-		if x, ok := smallerIdentity(t, p.rowColumns(f)); ok {
-			w.comment("  ", "or, which logs less, and is enough for this key:")
-			w.sql("  ", "ALTER TABLE "+t.sql+" REPLICA IDENTITY USING INDEX "+x.sql+";")
-		}
 	}
 	w.line("  - table: %s", yamlText(t.String()))
 	w.line("    keys:")
@@ -149,8 +145,7 @@ func writeMapping(w *writer, p *plan, f *family) {
 	}
 	for _, s := range p.suggestions(f) {
 		if len(s.entry) > 0 && len(s.missing) > 0 {
-			w.comment("      ", s.about+" Needs the old value of "+strings.Join(s.missing, ", ")+" in the log:")
-			w.sql("      ", fullIdentity(t))
+			writeIdentity(w, p.identities[t], s.about+" Needs the old value of "+strings.Join(s.missing, ", ")+" in the log")
 		} else {
 			w.comment("      ", s.about)
 		}
@@ -193,26 +188,18 @@ func writeLeftOut(w *writer, p *plan, t *table) {
 	}
 }
 
-// smallerIdentity is an index that would do instead of the full replica identity.
-// For a partitioned table each partition's own index would have to be named.
-func smallerIdentity(t *table, needed []string) (index, bool) {
-	if t.partitioned {
-		return index{}, false
+// writeIdentity says what would bring the old values into the log, where that is possible.
+func writeIdentity(w *writer, id replication.Identity, about string) {
+	switch {
+	case id.Refused == "":
+		w.comment("      ", about+":")
+	case id.SQL != "":
+		w.comment("      ", about+", for which REPLICA IDENTITY FULL is not possible ("+id.Refused+"), but an index:")
+	default:
+		w.comment("      ", about+", which is not possible: "+id.Refused+".")
+		return
 	}
-	i := slices.IndexFunc(t.indexes, func(x index) bool {
-		return x.unique && x.notNull && !slices.ContainsFunc(needed, func(c string) bool { return !slices.Contains(x.columns, c) })
-	})
-	if i < 0 {
-		return index{}, false
-	}
-	return t.indexes[i], true
-}
-
-func fullIdentity(t *table) string {
-	if t.partitions > 0 {
-		return "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', relid) FROM pg_partition_tree('" + strings.ReplaceAll(t.sql, "'", "''") + "') \\gexec"
-	}
-	return "ALTER TABLE " + t.sql + " REPLICA IDENTITY FULL;"
+	w.sql("      ", id.SQL)
 }
 
 func identityText(t *table) string {

@@ -24,7 +24,7 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedCon
 	maps.Copy(cfg.RuntimeParams, sessionParams)
 	maps.Copy(cfg.RuntimeParams, map[string]string{
 		"replication":      "database",
-		"application_name": "cdc-invalidator",
+		"application_name": streamName,
 		// What the names of regclass and its like are printed with.
 		"search_path": "pg_catalog",
 		// Whatever the server's encoding is, nothing is converted; keepEncoding says it

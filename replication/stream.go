@@ -34,6 +34,9 @@ type StreamOptions struct {
 	// OnStatus is called after each status update, by the goroutine that owns the stream;
 	// it must be quick. May be nil.
 	OnStatus func()
+	// Withhold says, for each status update, whether it may confirm nothing; see
+	// StandbyWatch. May be nil.
+	Withhold func() bool
 	Logger   *slog.Logger
 
 	begin func(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) // nil: startReplication
@@ -285,7 +288,11 @@ func (s *Stream) writeDueStatus() error {
 func (s *Stream) writeStatus() error {
 	now := time.Now()
 	var b [statusLen]byte
-	encodeStatus(&b, s.received, s.confirmed, now)
+	confirmed := s.confirmed
+	if s.opts.Withhold != nil && s.opts.Withhold() {
+		confirmed = 0 // no flushed position is reported: the slot stays where it is, and the server waits for others
+	}
+	encodeStatus(&b, s.received, confirmed, now)
 	if err := s.conn.SetWriteDeadline(now.Add(s.opts.StatusInterval + time.Second)); err != nil {
 		return fmt.Errorf("status update for slot %s: %w", s.opts.Slot, err)
 	}

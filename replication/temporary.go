@@ -42,7 +42,7 @@ func TemporarySlotName(purpose string) string {
 func startTemporary(ctx context.Context, conn *pgconn.PgConn, slot, publication string) (net.Conn, error) {
 	// A walsender of a database takes SQL too. The name tells this one from a
 	// daemon's in pg_stat_replication.
-	if _, err := conn.Exec(ctx, "SET application_name = 'cdc-invalidator tap'").ReadAll(); err != nil {
+	if _, err := conn.Exec(ctx, "SET application_name = "+quoteLiteral(tapName)).ReadAll(); err != nil {
 		return nil, temporarySlotError(slot, err)
 	}
 	if err := watchClient(ctx, conn); err != nil {

@@ -20,6 +20,7 @@ const (
 	conditionIdentity  = "replica_identity"
 	conditionCatalog   = "catalog"
 	conditionHeartbeat = "heartbeat"
+	conditionStandby   = "synchronous_standby"
 	conditionHeld      = "held"
 )
 

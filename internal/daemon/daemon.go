@@ -5,7 +5,7 @@
 //	  receiver goroutine:  Stream -> Decoder -> Table.Map -> Queue
 //	  applier goroutine:   Queue -> Gate -> Redis -> checkpoint -> confirmable
 //	  drainer goroutine:   what Redis holds back of some classes -> Redis, when it is due
-//	  heartbeat and catalog watcher, each on its own connection
+//	  heartbeat, catalog watcher and standby watch, each on its own connection
 //
 // Invariants that have caused bugs elsewhere:
 //   - Only the receiver touches the replication connection. It waits for the
@@ -80,6 +80,7 @@ type daemon struct {
 	secrets  secrets
 
 	heartbeat *replication.Heartbeat
+	standby   *replication.StandbyWatch
 	watcher   atomic.Pointer[replication.CatalogWatcher]
 	// clockOffset is the database's clock minus ours, in nanoseconds, so that
 	// commit times can be compared with now.
@@ -170,6 +171,7 @@ func newDaemon(o Options) (*daemon, error) {
 		Logger:   o.Logger,
 		Metrics:  d.metrics.control,
 	})
+	d.standby = replication.NewStandbyWatch(replication.StandbyWatchOptions{Connect: d.connectFor("standby"), Logger: o.Logger})
 	return d, nil
 }
 

@@ -16,7 +16,7 @@ func newHealth(d *daemon) *health { return &health{board: newBoard(), d: d} }
 // Conditions implements admin.Health.
 func (h *health) Conditions() []admin.Condition {
 	out := append(h.board.conditions(), h.lag(), h.catalog())
-	return append(out, watched(conditionHeartbeat, h.d.heartbeat.Status()))
+	return append(out, watched(conditionHeartbeat, h.d.heartbeat.Status()), watched(conditionStandby, h.d.standby.Status()))
 }
 
 // catalog is the condition of the session's watcher.

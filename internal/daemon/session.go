@@ -177,6 +177,7 @@ func (d *daemon) openStream(ctx context.Context, server replication.Server) (*re
 	return replication.OpenStream(ctx, replication.StreamOptions{
 		URL: d.sourceURL(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
 		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
+		Withhold: d.standby.Withhold,
 	})
 }
 
@@ -225,6 +226,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	}()
 	var helpers errgroup.Group
 	helpers.Go(func() error { return d.heartbeat.Run(streamCtx) })
+	helpers.Go(func() error { return d.standby.Run(streamCtx) })
 	helpers.Go(func() error { return watcher.Run(streamCtx) })
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })

@@ -128,6 +128,15 @@ func (x *examination) settings(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return replication.ServerError(op, err)
 	}
+	standby, err := replication.StandbyProblem(ctx, conn)
+	switch {
+	case err != nil:
+		return err
+	case standby != nil:
+		x.problem(x.source, "synchronous_standby_names", Fatal, standby)
+	default:
+		x.source.ok("synchronous_standby_names", "synchronous_standby_names does not name the daemon's connection, so no commit waits for it")
+	}
 	var fixes []string
 	if server == "off" {
 		fixes = append(fixes, "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();")

@@ -128,7 +128,7 @@ func TestWhatIsThereAlready(t *testing.T) {
 		{"both", "CREATE PUBLICATION pub FOR TABLE users WITH (publish = 'insert')", []string{"~ publication pub", "~ publication pub"}},
 		{"all tables", "CREATE PUBLICATION pub FOR ALL TABLES", nil},
 		{"a row filter is somebody's decision", "CREATE PUBLICATION pub FOR TABLE users WHERE (id > 1), good", []string{"! table public.users"}},
-		{"so is a column list", "CREATE PUBLICATION pub FOR TABLE users (id), good", []string{"! table public.users"}},
+		{"so is a column list, under which UPDATE is refused already", "CREATE PUBLICATION pub FOR TABLE users (id), good", []string{"! table public.users", "! table public.users"}},
 		{"a slot older than its publication", "SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", []string{"! slot %s"}},
 		{"a slot of another plugin", "CREATE PUBLICATION pub FOR TABLE users, good; SELECT pg_create_logical_replication_slot('%s', 'test_decoding')", []string{"! slot %s"}},
 		{"a table is not there", "DROP TABLE good", []string{"+ publication pub", "! table public.good"}},

@@ -224,7 +224,7 @@ func TestEachKindOfTable(t *testing.T) {
 		"the daemon's own prefix":      "\n  inv: {key: \"row:inv:{source}:{id}\", class: critical}\n",
 		"root of partitions":           "\n  # public.events (3 partitions, not analyzed yet). Replica identity: the primary key (day, id), which is enough.\n  - table: public.events\n",
 		"identity by an index":         "Replica identity: index currencies_code_key (code), which is enough.\n  - table: public.currencies\n",
-		"an index that would do":       "\n  # or, which logs less, and is enough for this key:\n  #     ALTER TABLE public.tickets REPLICA IDENTITY USING INDEX tickets_by_tenant;\n",
+		"an index that would do":       "What mends it:\n  #     ALTER TABLE public.tickets REPLICA IDENTITY USING INDEX tickets_by_tenant;\n",
 		"no primary key":               "\n  # public.audit_log (not analyzed yet) is left out: it has no primary key, and no other replica identity: once it is\n",
 		"an index instead of a key":    "\n  #     ALTER TABLE public.country_codes REPLICA IDENTITY USING INDEX country_codes_code;\n  #- table: public.country_codes\n",
 		"a partial index is no key":    "\n  #     ALTER TABLE public.drafts ADD PRIMARY KEY (...);\n",

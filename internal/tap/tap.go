@@ -17,6 +17,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/time/rate"
 
 	"github.com/cdc-invalidator/cdc-invalidator/decoder"
@@ -57,6 +58,7 @@ const slowStart = 2 * time.Second
 type tap struct {
 	o       Options
 	stream  *replication.Stream
+	standby *replication.StandbyWatch
 	dec     *decoder.Decoder
 	tables  map[*decoder.Relation]*mapping.Table
 	known   map[uint32]*decoder.Relation
@@ -82,6 +84,8 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	if o.Filter.Tenant != nil {
 		t.tenant = mapping.AppendEncoded([]byte{}, []byte(*o.Filter.Tenant))
 	}
+	t.standby = replication.NewStandbyWatch(replication.StandbyWatchOptions{Logger: o.Logger,
+		Connect: func(ctx context.Context) (*pgx.Conn, error) { return replication.ConnectControl(ctx, o.URL, "tap") }})
 	err := t.open(ctx)
 	if t.stream != nil {
 		defer func() { _ = t.stream.Close() }() // the slot goes with it
@@ -140,7 +144,7 @@ func (t *tap) open(ctx context.Context) error {
 	go func() {
 		s, err := replication.OpenTemporaryStream(ctx, replication.StreamOptions{
 			URL: t.o.URL, Slot: replication.TemporarySlotName("tap"), Publication: t.o.Publication,
-			StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: t.o.Logger,
+			StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: t.o.Logger, Withhold: t.standby.Withhold,
 		})
 		done <- opened{s, err}
 	}()
@@ -173,8 +177,16 @@ func (t *tap) run(ctx context.Context) error {
 		ctx, cancel = context.WithTimeout(ctx, t.o.Duration)
 		defer cancel()
 	}
+	watching, stopWatching := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		_ = t.standby.Run(watching) // nil, always
+	}()
 	t.printer = newPrinter(t.o.Out, t.view.leftOut)
 	err := t.follow(ctx)
+	stopWatching()
+	<-watched
 	if printErr := t.printer.close(); printErr != nil {
 		err = fmt.Errorf("write the lines: %w", printErr)
 	} else if ctx.Err() != nil || errors.Is(err, errEnough) {

@@ -11,5 +11,12 @@ func ControlKey(prefix, slot string) string { return prefix + "source:{" + slot 
 // control hash.
 func StreamKey(prefix, slot string) string { return prefix + "stream:{" + slot + "}" }
 
+// StuckKey is where the daemon says which transaction it cannot read, and SkipKey where
+// somebody asks it to give that one up.
+func StuckKey(prefix, slot string) string { return prefix + "stuck:{" + slot + "}" }
+
+// SkipKey is described with StuckKey.
+func SkipKey(prefix, slot string) string { return prefix + "skip:{" + slot + "}" }
+
 // DependentsKey is the key of the set of what depends on an entity.
 func DependentsKey(prefix, entity string) string { return prefix + "dep:" + entity }

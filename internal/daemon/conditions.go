@@ -22,6 +22,7 @@ const (
 	conditionHeartbeat = "heartbeat"
 	conditionStandby   = "synchronous_standby"
 	conditionHeld      = "held"
+	conditionStuck     = "stuck"
 )
 
 // conditionKind is what is fixed of a condition.
@@ -40,6 +41,7 @@ type conditionKind struct {
 func conditionKinds() []conditionKind {
 	return []conditionKind{
 		{name: conditionStreaming, ready: true, fix: "see the reason; the daemon goes on trying"},
+		{name: conditionStuck, ready: true},
 		{name: conditionSource, ready: true, session: true, fix: "see that the source accepts ordinary connections from the daemon's role"},
 		{name: conditionRedis, ready: true, session: true, fix: "see that Redis is reachable and takes writes; invalidations wait in the slot meanwhile"},
 		{name: conditionGap, ready: true, session: true, fix: "nothing to do: every mapped family is being purged; look for why the slot or Redis changed"},

@@ -95,6 +95,8 @@ type daemon struct {
 	// published is the state that this attachment has written last, "" where that is not
 	// known: of trust, then of keepState.
 	published sink.State
+	// obstacle is what the stream ended at and has not passed since; nil otherwise.
+	obstacle atomic.Pointer[obstacle]
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]
 }
@@ -155,6 +157,7 @@ func newDaemon(o Options) (*daemon, error) {
 	d.metrics = newMetrics(o.Registry)
 	d.fresh = &freshness{now: d.now, budget: d.budget}
 	d.health = newHealth(d)
+	d.health.process.ok(conditionStuck)
 	d.health.process.ok(conditionMappings) // they were read just now
 	d.metrics.lag(d.fresh.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{

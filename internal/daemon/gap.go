@@ -54,7 +54,7 @@ func (d *daemon) publish(ctx context.Context, stored sink.Control, reason string
 	if stored.State == sink.StateGap {
 		return nil
 	}
-	d.log.Warn("publishing a gap before a slot is made", "reason", reason)
+	d.log.Warn("publishing a gap", "reason", reason)
 	return d.sink.SetState(ctx, sink.StateGap, reason)
 }
 

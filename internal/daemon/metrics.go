@@ -25,6 +25,8 @@ type metrics struct {
 	backpressure   prometheus.Counter
 	sessions       *prometheus.CounterVec
 	gaps           prometheus.Counter
+	skips          prometheus.Counter
+	stuck          prometheus.Gauge
 	lookupsRefused prometheus.Counter
 	widenings      *prometheus.CounterVec
 	ddl            *prometheus.CounterVec
@@ -55,6 +57,7 @@ func newMetrics(reg Registry) *metrics {
 		keys:           counter("applied_total", "Invalidations that Redis has acknowledged, after merging."),
 		backpressure:   counter("queue_full_total", "Times that reading the log had to wait for Redis."),
 		gaps:           counter("gaps_total", "Times that it could not be proved that nothing was missed, so that every family was purged."),
+		skips:          counter("skipped_transactions_total", "Transactions that were given up because they could not be read, each a gap."),
 		lookupsRefused: counter("lookups_refused_total", "for_each queries that failed, so that the whole family was invalidated."),
 		widenings:      vec("widened_total", "Invalidations that were widened to a family or tenant because a value was not known.", "reason"),
 		sessions:       vec("sessions_ended_total", "Attachments to the slot that ended, by reason.", "reason"),
@@ -74,10 +77,13 @@ func newMetrics(reg Registry) *metrics {
 		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "mappings_reload_ok", Help: "0 when the last reload was refused and older mappings are in force.",
 		}),
+		stuck: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "stuck", Help: "1 while the stream ends with the same error at the same position at each attempt.",
+		}),
 		byClass: map[string]prometheus.Observer{},
 	}
 	m.reloadOK.Set(1)
-	reg.MustRegister(m.latency, m.gateWait, m.reloadOK)
+	reg.MustRegister(m.latency, m.gateWait, m.reloadOK, m.stuck)
 	return m
 }
 

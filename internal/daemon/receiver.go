@@ -41,6 +41,9 @@ type receiver struct {
 	last   *decoder.Relation            // of the last change, with its table
 	table  *mapping.Table
 
+	begun decoder.Begin     // of the open transaction, to be skipped or not; zero outside of one
+	near  *decoder.Relation // what was described or changed last in it
+
 	tx       ordering.Txn
 	skipping bool
 	out      mapping.Output
@@ -142,6 +145,7 @@ func (r *receiver) handle(data []byte) error {
 	}
 	switch m.Kind {
 	case decoder.KindChange:
+		r.near = m.Change.Relation
 		if r.skipping {
 			return nil
 		}
@@ -161,6 +165,7 @@ func (r *receiver) handle(data []byte) error {
 		}
 		r.add()
 	case decoder.KindBegin:
+		r.begun, r.near = m.Begin, nil
 		r.prompt = r.stream.Committed(m.Begin.CommitTime) < promptAge
 		if err := r.history.begin(m.Begin.CommitLSN, m.Begin.XID, m.Begin.CommitTime); err != nil {
 			return err
@@ -175,6 +180,10 @@ func (r *receiver) handle(data []byte) error {
 		r.beat = time.Time{}
 		r.queue.Begin(r.tx)
 	case decoder.KindCommit:
+		r.begun = decoder.Begin{}
+		if r.d.overcome(m.Commit.CommitLSN) {
+			r.d.health.process.ok(conditionStreaming)
+		}
 		if r.skipping {
 			r.skipping = false
 			return nil
@@ -188,6 +197,7 @@ func (r *receiver) handle(data []byte) error {
 		r.queue.Commit(p, r.beat)
 		failpoint.Hit(failpoint.Decoded)
 	case decoder.KindRelation:
+		r.near = m.Relation
 		r.bind(m.Relation)
 	case decoder.KindTruncate:
 		if r.skipping {

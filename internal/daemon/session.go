@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,7 +39,11 @@ func (d *daemon) attachForever(ctx context.Context) error {
 		if (errors.As(err, &config) || needsAPerson(err)) && !streamed {
 			return err
 		}
-		d.metrics.sessions.WithLabelValues(endReason(err)).Inc()
+		stuck := d.obstacle.Load()
+		if stuck != nil && stuck.err != nil && !errors.Is(err, stuck.err) {
+			stuck = nil // it ended for another reason; of the first the next attempt tells
+		}
+		d.metrics.sessions.WithLabelValues(d.endReason(err, stuck)).Inc()
 		if attached && time.Since(began) > 10*time.Second {
 			pause.Reset()
 		}
@@ -49,6 +54,11 @@ func (d *daemon) attachForever(ctx context.Context) error {
 		}
 		d.health.process.failed(conditionStreaming, err.Error(), fix)
 		d.told(d.o.Supervisor.Status("not streaming: " + err.Error()))
+		if stuck.stuck() {
+			d.log.Warn("not streaming", "error", err, "retry_in", stuckPause(stuck))
+			d.waitStuck(ctx, stuck)
+			continue
+		}
 		d.log.Warn("not streaming", "error", err, "retry_in", next.Round(time.Millisecond))
 		timer := time.NewTimer(next)
 		select {
@@ -60,8 +70,10 @@ func (d *daemon) attachForever(ctx context.Context) error {
 	}
 }
 
-func endReason(err error) string {
+func (d *daemon) endReason(err error, at *obstacle) string {
 	switch {
+	case at != nil:
+		return "unreadable"
 	case errors.Is(err, replication.ErrSlotInUse):
 		return "slot_in_use"
 	case errors.Is(err, sink.ErrNodeChanged):
@@ -93,6 +105,10 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if setup.SlotCreated {
+		d.overcome(math.MaxUint64) // what it was stuck at is not in the new slot
+	}
+	d.overcome(setup.Slot.ConfirmedLSN - 1) // somebody may have moved the slot
 	if err := d.measureClock(ctx, control); err != nil {
 		return false, err
 	}
@@ -126,6 +142,9 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 		err = d.trust(ctx)
 	}
 	if err != nil {
+		return false, err
+	}
+	if err := d.settleSkip(ctx, setup.Slot.ConfirmedLSN); err != nil {
 		return false, err
 	}
 	replication.CloseControl(ctx, control) // nothing asks it any more, and connections are scarce
@@ -210,6 +229,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	watcher := d.newWatcher(plan, queue, catalog)
 	r.watcher = watcher
 	d.fresh.follow(watcher.Proved)
+	var met *obstacle
 
 	// Everything but the applier ends with streamCtx; the applier ends when the
 	// queue is closed and empty, or, when Redis is away for good, with applyCtx.
@@ -240,6 +260,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	d.pulse.attach.rest()
 	d.pulse.receiver.now()
 	err := r.run(streamCtx)
+	met = r.newObstacle(err)
 	d.pulse.receiver.rest()
 	if cause := context.Cause(streamCtx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause // more telling than that it was cancelled
@@ -255,8 +276,12 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	queue.Close()
 	timer := time.AfterFunc(drainTimeout, stopApplying)
 	defer timer.Stop()
-	if applyErr := <-applied; applyErr != nil {
+	applyErr := <-applied
+	switch {
+	case applyErr != nil:
 		err = applyErr
+	case met != nil && ctx.Err() == nil && errors.Is(err, met.err):
+		d.met(met) // all that came before it is applied
 	}
 	if ctx.Err() != nil {
 		d.log.Info("stopping", "applied_all", err == nil || errors.Is(err, context.Canceled))

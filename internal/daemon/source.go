@@ -178,7 +178,10 @@ func epochChanged(stored string, now replication.Epoch) (bool, string) {
 
 // streaming is called when a session begins to stream.
 func (d *daemon) streaming(setup replication.SetupResult) {
-	d.health.process.ok(conditionStreaming)
+	// An attachment that may end where the last one did proves nothing yet.
+	if d.obstacle.Load() == nil {
+		d.health.process.ok(conditionStreaming)
+	}
 	d.log.Info("streaming", "slot", setup.Slot.Name, "publication", setup.Publication.Name,
 		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline)
 	d.told(d.o.Supervisor.Ready("streaming"))

@@ -32,6 +32,9 @@ func (d *daemon) trust(ctx context.Context) error {
 // setState publishes whether the cache is within the strictest budget.
 func (d *daemon) setState(ctx context.Context) error {
 	state, reason := sink.StateOK, d.fresh.behind()
+	if o := d.obstacle.Load(); o != nil { // with heartbeats or without
+		reason = o.String()
+	}
 	if reason != "" {
 		state = sink.StateCatchingUp
 	}

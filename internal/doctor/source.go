@@ -62,6 +62,9 @@ func (x *examination) examineConnected(ctx context.Context, conn *pgx.Conn, url 
 	if err := x.settings(ctx, conn); err != nil {
 		return err
 	}
+	if err := x.encoding(ctx, conn); err != nil {
+		return err
+	}
 	if err := x.lookups(ctx, url, st); err != nil {
 		return err
 	}
@@ -69,6 +72,9 @@ func (x *examination) examineConnected(ctx context.Context, conn *pgx.Conn, url 
 	x.Progress("the publication and the tables")
 	x.publications(st)
 	x.mappedTables(st)
+	if err := x.largeRows(ctx, conn, st.Desired.Tables); err != nil {
+		return err
+	}
 	x.Progress("the slot")
 	if err := x.replicationSlot(ctx, conn, st); err != nil {
 		return err

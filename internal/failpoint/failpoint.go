@@ -34,6 +34,12 @@ const CatalogLook Point = "catalog_look"
 // registered under it. Only a change of an entity gets there.
 const Forgetting Point = "forgetting"
 
+// The points of giving a transaction up.
+const (
+	SkipPublished Point = "skip_published" // the gap is published, the slot not moved
+	SkipAdvanced  Point = "skip_advanced"  // the slot is past it, nothing purged
+)
+
 // Points lists those of a transaction.
 func Points() []Point {
 	return []Point{Received, Decoded, Taken, Gated, Applied, Checkpointed, Confirming, Confirmed, Purging}

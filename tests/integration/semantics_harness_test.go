@@ -99,9 +99,9 @@ func (w *world) looked(p *process, before, n int) {
 const definitionChanged = "a mapped table's definition changed"
 
 // startHTTP starts the daemon with its status pages, and returns their address.
-func (w *world) startHTTP() (*process, string) {
+func (w *world) startHTTP(env ...string) (*process, string) {
 	w.t.Helper()
-	p := w.launch()
+	p := w.launch(env...)
 	w.settle(p)
 	var address string
 	w.eventually("the daemon serves its status pages", func() bool { address = p.address(); return address != "" })

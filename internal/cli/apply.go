@@ -19,12 +19,13 @@ func newApplyCommand(a *app) *cobra.Command {
 		Use:   "apply --config FILE [--yes]",
 		Short: "Create and change in Postgres what plan shows",
 		Long: `Shows the plan, asks, and does it in the one order that loses nothing: replica
-identities, publication, slot, event trigger. Each step looks first whether it is still
-needed, so after an error the same command goes on where it stopped, and a second run
-finds nothing to do. It drops nothing that it did not make.
+identities, publication, event trigger, slot. A plan that cannot be finished is not
+begun; all but the slot is one transaction, so what fails leaves nothing, and a second
+run finds nothing to do. It drops nothing that it did not make.
 
-ALTER TABLE waits for a lock at most five seconds; the slot waits at most a minute for
-transactions that are open. Run it again when it gives up.
+ALTER TABLE waits for a lock at most a second, since the application would wait behind
+it, and tries eight times; the slot waits at most a minute for transactions that are
+open. Interrupted, it leaves no slot. Run it again when it gives up.
 
 Exits with 0 when all is done or nothing was to do, with 2 when something shows only
 now that could not be seen before (run it again), with 64 without a yes, with 69 when

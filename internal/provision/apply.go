@@ -2,10 +2,13 @@ package provision
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
@@ -17,34 +20,69 @@ type Progress interface {
 	End(s Step, done bool, err error)
 }
 
-// Apply does the steps of a plan in their order. The source is looked at again
-// before each of them, so a step that is no longer needed is passed over, and
-// another run after an error goes on where this one ended.
+// Bounds of the locks that apply asks for. ALTER TABLE ... REPLICA IDENTITY waits for
+// everybody who uses the table, and whoever comes later waits behind it: so it waits
+// shortly, lets them go first, and tries again.
+const (
+	lockTimeout  = "1s"
+	lockPause    = 2 * time.Second
+	lockAttempts = 8
+)
+
+// Apply does the steps of a plan in their order. It refuses a plan that cannot be finished
+// before anything is changed: one with blockers, and one with a step that the role may not
+// do. Everything but the slot is one transaction, so what fails leaves nothing; the slot
+// comes last, since it keeps WAL from its creation on.
 //
-// It refuses a plan with blockers before anything is changed.
+// The source is looked at again first, so steps that are no longer needed are passed over,
+// and another run after an error goes on where this one ended.
 func Apply(ctx context.Context, conn *pgx.Conn, d Desired, plan Plan, progress Progress) error {
-	for _, b := range plan.Blocked {
+	st, err := Read(ctx, conn, d)
+	if err != nil {
+		return err
+	}
+	now := st.Plan()
+	for _, b := range slices.Concat(plan.Blocked, now.Blocked) {
 		return &replication.ConfigError{Op: b.Subject, Problem: b.Problem, Fix: b.Fix}
 	}
-	for i, step := range plan.Steps {
-		st, err := Read(ctx, conn, d)
-		if err != nil {
-			return err
+	needed := func(s Step) bool {
+		return slices.ContainsFunc(now.Steps, func(n Step) bool { return s.Object == n.Object && s.Name == n.Name && slices.Equal(s.SQL, n.SQL) })
+	}
+	for _, s := range plan.Steps {
+		// Managed services let others than superusers make event triggers: that is tried, and
+		// takes everything back where it fails.
+		if s.Lacking && needed(s) && s.Object != "function" && s.Object != "event trigger" {
+			return &replication.ConfigError{Op: fmt.Sprintf("%s %s", s.Action, s.Title()), Problem: "nothing was done: it takes " + s.Needs, Fix: s.grant}
 		}
-		now := st.Plan()
-		for _, b := range now.Blocked {
-			return &replication.ConfigError{Op: b.Subject, Problem: b.Problem, Fix: b.Fix}
+	}
+	for attempt := 1; ; attempt++ {
+		err := changeAll(ctx, conn, plan.Steps, needed, progress)
+		if !locked(err) || attempt == lockAttempts {
+			if err != nil {
+				return err
+			}
+			break
 		}
-		progress.Begin(i+1, len(plan.Steps), step)
-		k := slices.IndexFunc(now.Steps, func(s Step) bool {
-			return s.Object == step.Object && s.Name == step.Name && slices.Equal(s.SQL, step.SQL)
-		})
-		if k < 0 {
-			progress.End(step, false, nil)
+		timer := time.NewTimer(lockPause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+	for i, s := range plan.Steps {
+		if s.Object != "slot" {
 			continue
 		}
-		err = do(ctx, conn, step)
-		progress.End(step, err == nil, err)
+		progress.Begin(i+1, len(plan.Steps), s)
+		if !needed(s) {
+			progress.End(s, false, nil)
+			continue
+		}
+		// It may wait for open transactions, and then names them.
+		_, _, err := replication.EnsureSlot(ctx, conn, s.Name, true)
+		progress.End(s, err == nil, err)
 		if err != nil {
 			return err
 		}
@@ -52,12 +90,33 @@ func Apply(ctx context.Context, conn *pgx.Conn, d Desired, plan Plan, progress P
 	return nil
 }
 
-func do(ctx context.Context, conn *pgx.Conn, s Step) error {
-	op := fmt.Sprintf("%s %s", s.Action, s.Title())
-	if s.Object == "slot" {
-		// It may wait for open transactions, and then names them.
-		_, _, err := replication.EnsureSlot(ctx, conn, s.Name, true)
-		return err
-	}
-	return replication.Run(ctx, conn, op, s.SQL, s.grant)
+// changeAll does everything but the slot, in one transaction.
+func changeAll(ctx context.Context, conn *pgx.Conn, steps []Step, needed func(Step) bool, progress Progress) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', $1, true)", lockTimeout); err != nil {
+			return replication.ServerError("begin", err)
+		}
+		for i, s := range steps {
+			if s.Object == "slot" {
+				continue
+			}
+			progress.Begin(i+1, len(steps), s)
+			if !needed(s) {
+				progress.End(s, false, nil)
+				continue
+			}
+			err := replication.Run(ctx, conn, fmt.Sprintf("%s %s (nothing was changed)", s.Action, s.Title()), s.SQL, s.grant)
+			progress.End(s, err == nil, err)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// locked says whether somebody else holds a lock that would be needed.
+func locked(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01") // lock_not_available, deadlock_detected
 }

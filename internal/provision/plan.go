@@ -7,9 +7,9 @@
 // itself is made where the finding is, in package replication, and nowhere twice.
 //
 // The order is the one that loses nothing: identities, so that publishing a table
-// breaks no write of the application's; the publication; then the slot, which could
-// not read changes from before the publication; and last the event trigger, for which
-// the role may lack the right. Nothing is ever dropped that this package did not make.
+// breaks no write of the application's; the publication; the event trigger; and last the
+// slot, which could not read changes from before the publication, and which keeps WAL from
+// then on. Nothing is ever dropped that this package did not make.
 package provision
 
 import (
@@ -141,8 +141,8 @@ func (st *State) Plan() Plan {
 	for _, f := range s.Published {
 		st.finding(&p, f)
 	}
-	st.slot(&p)
 	st.eventTrigger(&p)
+	st.slot(&p)
 	return p
 }
 
@@ -212,6 +212,9 @@ func (st *State) slot(p *Plan) {
 	switch {
 	case s.Server.Version == 0 || len(s.ServerProblems) > 0 && !s.HasSlot:
 		// What blocks the server blocks the slot.
+	case !s.HasSlot && st.Rights.FreeSlots <= 0:
+		p.Blocked = append(p.Blocked, Blocker{Subject: name, Problem: "all replication slots of the server are taken",
+			Fix: "drop one that nothing needs (SELECT slot_name, active, wal_status FROM pg_replication_slots;)\nor: ALTER SYSTEM SET max_replication_slots = <more>;  -- and restart the server"})
 	case !s.HasSlot:
 		step := Step{Action: Create, Object: "slot", Name: st.Desired.Slot, Why: "changes are followed from its creation on, and the server keeps its log until it is read; the first run purges what is cached by then",
 			SQL: []string{replication.CreateSlotSQL(st.Desired.Slot)}, Needs: "REPLICATION", Lacking: !st.Rights.Replication,

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -76,8 +77,8 @@ func TestApplyDoesWhatThePlanShowsAndThenThereIsNothingLeft(t *testing.T) {
 	db.Exec(t, everything)
 	conn, d := connect(t, db.URL), desired(db)
 	plan := planFor(t, conn, d)
-	want := []string{"~ table public.bare", "~ table public.log", "~ table public.parts", "~ table public.users", "+ publication pub", "+ slot " + d.Slot,
-		"+ function cdc_invalidator.announce_ddl()", "+ event trigger cdc_invalidator_ddl_command_end", "+ event trigger cdc_invalidator_sql_drop", "+ event trigger cdc_invalidator_table_rewrite"}
+	want := []string{"~ table public.bare", "~ table public.log", "~ table public.parts", "~ table public.users", "+ publication pub",
+		"+ function cdc_invalidator.announce_ddl()", "+ event trigger cdc_invalidator_ddl_command_end", "+ event trigger cdc_invalidator_sql_drop", "+ event trigger cdc_invalidator_table_rewrite", "+ slot " + d.Slot}
 	if got := signs(plan); !slices.Equal(got, want) {
 		t.Fatalf("the plan is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -258,9 +259,49 @@ func TestWithoutTheRights(t *testing.T) {
 	refused("the owner of public.users (postgres)")
 	db.Exec(t, "ALTER TABLE users OWNER TO "+role)
 	lacking(triggers...)
+	before := signs(planFor(t, conn, d))
 	refused("--no-event-trigger")
+	if after := signs(planFor(t, conn, d)); !slices.Equal(before, after) {
+		t.Errorf("a plan that cannot be finished was begun: %q, was %q", after, before)
+	}
 	d.EventTrigger = false
-	if p := planFor(t, conn, d); !p.Nothing() {
-		t.Errorf("everything else was not done first: %q", signs(p))
+	if err := Apply(t.Context(), conn, d, planFor(t, conn, d), &quiet{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// Somebody holds the table: apply waits shortly, lets those behind it go first, and tries
+// again; nobody waits behind it for long.
+func TestApplyDoesNotHoldUpTheApplication(t *testing.T) {
+	db := servertest.Postgres(t)
+	db.Exec(t, "CREATE TABLE users (id int PRIMARY KEY, email text)")
+	holder, app, conn := db.Conn(t), db.Conn(t), connect(t, db.URL)
+	if _, err := holder.PgConn().Exec(t.Context(), "BEGIN; SELECT * FROM users").ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	d := Desired{Slot: db.Name + "_slot", Publication: "pub", Identity: true, Tables: []mapping.TableUse{use("users", "email")}}
+	plan := planFor(t, conn, d)
+	ended := make(chan error, 1)
+	go func() { ended <- Apply(t.Context(), conn, d, plan, &quiet{}) }()
+	var slowest time.Duration
+	for waits, began := false, time.Now(); !waits || time.Since(began) < 3*time.Second; {
+		at := time.Now()
+		if _, err := app.Exec(t.Context(), "UPDATE users SET email = 'x'"); err != nil {
+			t.Fatal(err)
+		}
+		slowest = max(slowest, time.Since(at))
+		waits = waits || time.Since(at) > 100*time.Millisecond
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("apply never asked for the lock")
+		}
+	}
+	if slowest > 2500*time.Millisecond {
+		t.Errorf("a write waited for %s", slowest)
+	}
+	if _, err := holder.Exec(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -14,6 +14,7 @@ type Rights struct {
 	Superuser        bool
 	Replication      bool
 	CreateInDatabase bool
+	FreeSlots        int  // of max_replication_slots
 	OwnsPublication  bool // as its owner or a member of it; true when there is none
 	// NotOwned are the mapped tables that belong to roles that it is no member of.
 	NotOwned map[string]string // qualified name to owner
@@ -28,9 +29,10 @@ func readRights(ctx context.Context, conn *pgx.Conn, d Desired) (Rights, error) 
 		       r.rolsuper OR r.rolreplication OR EXISTS (
 		           SELECT FROM pg_roles g WHERE g.rolname IN ('rds_replication', 'rds_superuser', 'cloudsqlreplication') AND pg_has_role(r.oid, g.oid, 'MEMBER')),
 		       has_database_privilege(current_database(), 'CREATE'),
+		       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int,
 		       coalesce((SELECT pg_has_role(r.oid, pubowner, 'USAGE') FROM pg_publication WHERE pubname = $1), true)
 		FROM pg_roles r WHERE r.rolname = current_user`, d.Publication).
-		Scan(&r.Role, &r.Database, &r.Superuser, &r.Replication, &r.CreateInDatabase, &r.OwnsPublication)
+		Scan(&r.Role, &r.Database, &r.Superuser, &r.Replication, &r.CreateInDatabase, &r.FreeSlots, &r.OwnsPublication)
 	if err != nil {
 		return r, replication.ServerError(op, err)
 	}

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"time"
@@ -61,6 +62,24 @@ func ReadEpoch(ctx context.Context, conn *pgx.Conn) (Epoch, error) {
 		return Epoch{}, fmt.Errorf("%s: WAL file name %q: %w", op, *walFile, err)
 	}
 	e.Timeline = uint32(timeline)
+	return e, nil
+}
+
+// Encode is the form in which an epoch is stored.
+func (e Epoch) Encode() string {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return "" // cannot happen for this type; ParseEpoch refuses it
+	}
+	return string(b)
+}
+
+// ParseEpoch reads what Encode made.
+func ParseEpoch(text string) (Epoch, error) {
+	var e Epoch
+	if err := json.Unmarshal([]byte(text), &e); err != nil {
+		return Epoch{}, fmt.Errorf("read the stored epoch: %w", err)
+	}
 	return e, nil
 }
 

@@ -152,7 +152,7 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 		SELECT pg_logical_emit_message(true, $1, $2 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text)::text, clock_timestamp()`,
 		HeartbeatPrefix, string(content)).Scan(&at, &theirs)
 	if err != nil {
-		return h.refused(ctx, conn, err)
+		return messageError(ctx, conn, "send a heartbeat", err)
 	}
 	h.o.Metrics.heartbeatSent.Inc()
 	if h.o.OnTime != nil {
@@ -167,16 +167,16 @@ func (h *Heartbeat) send(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// refused says what a heartbeat that could not be sent asks for.
-func (h *Heartbeat) refused(ctx context.Context, conn *pgx.Conn, err error) error {
+// messageError says what a logical message that could not be sent asks for.
+func messageError(ctx context.Context, conn *pgx.Conn, op string, err error) error {
 	grant := ""
 	if lacksRight(err) {
 		var askErr error
 		if grant, askErr = HeartbeatGrant(ctx, conn); askErr != nil {
-			return errors.Join(serverError("send a heartbeat", err, ""), askErr)
+			return errors.Join(serverError(op, err, ""), askErr)
 		}
 	}
-	return serverError("send a heartbeat", err, grant)
+	return serverError(op, err, grant)
 }
 
 // HeartbeatGrant is the SQL that lets the connection's role send heartbeats, "" where

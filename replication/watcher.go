@@ -128,9 +128,9 @@ type CatalogWatcher struct {
 	wait     []chan struct{} // closed at the end of the next good look that began later
 	stopped  bool            // Run has ended: nobody would close them any more
 
-	seen, wideSeen  time.Time // what the last look, and the last wide one, prove, by the source's clock
-	asked, answered uint64    // wide looks
-	announced       bool      // the event trigger announces all DDL that it can see
+	seen, wideSeen  moment // what the last look, and the last wide one, prove
+	asked, answered uint64 // wide looks
+	announced       bool   // the event trigger announces all DDL that it can see
 
 	// Of the goroutine that looks.
 	trigger  string
@@ -262,6 +262,20 @@ func (w *CatalogWatcher) Status() Status {
 // visible and leaves no trace in the log: zero before the first look, and no later than the
 // last one at which changes of every table were followed. why says what it waits for.
 func (w *CatalogWatcher) Proved() (seen time.Time, why string) {
+	m, why := w.provedAt()
+	return m.source, why
+}
+
+// Looked is Proved by our clock: whatever was visible before it is reported.
+func (w *CatalogWatcher) Looked() time.Time {
+	m, _ := w.provedAt()
+	return m.ours
+}
+
+// moment is the start of a look, by two clocks that do not compare.
+type moment struct{ source, ours time.Time }
+
+func (w *CatalogWatcher) provedAt() (seen moment, why string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, u := range w.tables {
@@ -363,7 +377,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if !wide {
 		if !pending {
-			w.seen = short.at
+			w.seen = moment{short.at, began}
 		}
 		w.lastLook, w.lastErr = began, nil
 	}
@@ -431,7 +445,7 @@ func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short sho
 	defer w.mu.Unlock()
 	w.state, w.lastLook, w.looked, w.lastErr, w.answered = v.state, began, true, nil, asked
 	if !v.unseen {
-		w.wideSeen = short.at
+		w.wideSeen = moment{short.at, began}
 	}
 	w.seen = w.wideSeen // what short looks have proved since does not hold where something is unseen now
 	for _, done := range waiting {

@@ -98,8 +98,8 @@ func (r *Redis) stored(c *Checkpoint, sent lsn.LSN) {
 		return
 	}
 	r.metrics.checkpoints.Inc()
-	if c.CommitLSN >= s.Applied && len(r.replayHeld) == 0 {
-		s.nodes = r.nodes
+	if c.CommitLSN >= s.Applied && len(r.replayHeld) == 0 && s.nodes != r.nodes {
+		s.nodes, s.Settled = r.nodes, 0
 	}
 	if c.CommitLSN > s.Applied || c.CommitLSN == s.Applied && c.EndLSN > s.End {
 		s.Applied, s.End, s.Source.Timeline, s.CommitTime, s.XID = c.CommitLSN, c.EndLSN, c.Timeline, c.CommitTime, c.XID

@@ -44,6 +44,7 @@ type Control struct {
 	XID        uint32    // its id; 0 where the slot need not send it again
 	FreshAsOf  time.Time // nothing that was visible on the source then is missing
 	Sent       lsn.LSN   // commit LSN: nothing above it has been applied
+	Settled    lsn.LSN   // end LSN: nothing that ended at or below is missing, held, or being purged; see settle.go
 	State      State
 	Reason     string
 	StateSince time.Time
@@ -83,6 +84,7 @@ func (c *Control) fields() []any {
 		"txn", txnField(c.Applied, c.XID),
 		"fresh_as_of", hexTime(c.FreshAsOf),
 		"sent", c.Sent.Hex(),
+		"settled", c.Settled.Hex(),
 		"nodes", c.nodes,
 		"state", string(c.State),
 		"reason", c.Reason,
@@ -119,6 +121,9 @@ func parseControl(m map[string]string) (Control, error) {
 	c.Generation = uint32(number("generation", 8))
 	c.Source.Timeline = uint32(number("timeline", 8))
 	c.Applied, c.End, c.Sent = lsn.LSN(number("applied", 16)), lsn.LSN(number("end", 16)), lsn.LSN(number("sent", 16))
+	if m["settled"] != "" { // a hash of before there was this field says nothing
+		c.Settled = lsn.LSN(number("settled", 16))
+	}
 	c.CommitTime = timeFromMicros(number("commit_time", 16))
 	c.FreshAsOf = timeFromMicros(number("fresh_as_of", 16))
 	c.StateSince = timeFromMicros(number("state_since", 16))
@@ -164,17 +169,23 @@ func parseTxn(field string, applied lsn.LSN) uint32 {
 }
 
 func (r *Redis) load(ctx context.Context, be *backend) (Control, error) {
-	c, err := be.nodeFor(ctx, r.controlKey)
+	return be.loadControl(ctx, r.controlKey)
+}
+
+func (b *backend) loadControl(ctx context.Context, key string) (Control, error) {
+	c, err := b.nodeFor(ctx, key)
 	if err != nil {
 		return Control{}, err
 	}
-	m, err := c.HGetAll(ctx, r.controlKey).Result()
+	m, err := c.HGetAll(ctx, key).Result()
 	if replyCode(err) == "WRONGTYPE" {
 		return Control{}, nil // installing a generation replaces it
 	}
 	if err != nil {
-		be.noteReply(be.addr(c), err)
-		return Control{}, wrap("", be.addr(c), "", err)
+		if b.guard != nil {
+			b.noteReply(b.addr(c), err)
+		}
+		return Control{}, wrap("", b.addr(c), "", err)
 	}
 	return parseControl(m)
 }
@@ -225,6 +236,8 @@ func (r *Redis) controlStatus(be *backend, addr, answer string) (err error) {
 		return errAbsent
 	case "busy":
 		return errBusy
+	case "nodes":
+		return errOtherNodes
 	case "generation":
 		err = fmt.Errorf("%w: it has another generation", ErrSuperseded)
 	case "revision":

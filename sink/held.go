@@ -15,6 +15,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 )
@@ -79,6 +80,11 @@ type heldSet struct {
 	families []string
 	leaving  bool // nothing more is put in, and all of it is due
 	drained  bool // the last take left nothing
+
+	// Nothing of what ended at or below settled is in the set any more. marks are positions
+	// behind it, and what has to have left the set for each; see settle.go.
+	settled lsn.LSN
+	marks   []heldMark
 }
 
 func (s *heldSet) mark() string {
@@ -102,8 +108,10 @@ func parseMark(class, mark string) (*heldSet, error) {
 	return nil, fmt.Errorf("field %s%s is %q, want a nonce, milliseconds and families", heldField, class, mark)
 }
 
-func (r *Redis) heldKey(class string) string  { return r.prefix + "held:{" + r.slot + "}:" + class }
+func (r *Redis) heldKey(class string) string  { return heldKey(r.prefix, r.slot, class) }
 func (r *Redis) takenKey(class string) string { return r.heldKey(class) + ":taken" }
+
+func heldKey(prefix, slot, class string) string { return prefix + "held:{" + slot + "}:" + class }
 
 // KeepHeld takes the sets of these classes into use, and those of others out of it as they
 // get empty. It costs nothing while nothing changes. Before it was called for a class,

@@ -68,6 +68,7 @@ func (r *Redis) drain(ctx context.Context, t Take) (Drained, error) {
 	}
 	r.metrics.held.waiting(s.class, d.Waiting, since, r.sourceNow())
 	if d.Applied == 0 {
+		r.left(s, taken)
 		return d, nil
 	}
 	failpoint.Hit(failpoint.HeldTaken)
@@ -91,6 +92,7 @@ func (r *Redis) drain(ctx context.Context, t Take) (Drained, error) {
 		}
 	}
 	r.metrics.held.done(s.class, d.Applied, d.Late)
+	r.left(s, taken)
 	return d, nil
 }
 
@@ -101,6 +103,7 @@ type taken struct {
 	again     bool
 	waiting   int
 	oldest    time.Time // deadline of the oldest that waits; zero without any
+	newest    time.Time // the same of the newest
 }
 
 // errLost: a set was evicted.
@@ -158,7 +161,7 @@ func first(reply []any) any {
 func parseTaken(reply []any, own string) (taken, error) {
 	var out taken
 	malformed := errors.New("malformed answer of take.lua")
-	if len(reply) < 3 || len(reply)%2 != 1 {
+	if len(reply) < 4 || len(reply)%2 != 0 {
 		return out, malformed
 	}
 	waiting, ok := reply[1].(int64)
@@ -172,12 +175,15 @@ func parseTaken(reply []any, own string) (taken, error) {
 		// Negative where it was kept for a replay: the deadline is not known any more.
 		return time.UnixMilli(int64(max(0, ms))), err == nil
 	}
-	if reply[2] != "" {
-		if out.oldest, ok = at(reply[2]); !ok {
+	if out.waiting > 0 {
+		oldest, ok1 := at(reply[2])
+		newest, ok2 := at(reply[3])
+		if !ok1 || !ok2 {
 			return out, malformed
 		}
+		out.oldest, out.newest = oldest, newest
 	}
-	for i := 3; i < len(reply); i += 2 {
+	for i := 4; i < len(reply); i += 2 {
 		m, isText := reply[i].(string)
 		deadline, isTime := at(reply[i+1])
 		if !isText || !isTime {

@@ -39,6 +39,9 @@ var softSource string
 //go:embed lua/dependents.lua
 var dependentsSource string
 
+//go:embed lua/settle.lua
+var settleSource string
+
 //go:embed lua/publish.lua
 var publishSource string
 
@@ -54,7 +57,7 @@ type script struct {
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
 	checkpoint, install, state, epoch, advance, soft, dependents, publish script
-	hold, take, done                                                      script
+	hold, take, done, settle                                              script
 }
 
 func newScripts() *scripts {
@@ -70,6 +73,7 @@ func newScripts() *scripts {
 		hold:       script{source: holdSource},
 		take:       script{source: takeSource},
 		done:       script{source: doneSource},
+		settle:     script{source: settleSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -80,7 +84,7 @@ func newScripts() *scripts {
 
 func (s *scripts) all() []*script {
 	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish,
-		&s.hold, &s.take, &s.done}
+		&s.hold, &s.take, &s.done, &s.settle}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

@@ -15,6 +15,9 @@ func (r *Redis) Kind() string { return serverKindNames[r.endpoint.kind] }
 func (r *Redis) Known() (Control, []Identity) {
 	r.shadowMu.Lock()
 	c := r.shadow
+	if c.nodes != r.nodes {
+		c.Settled = 0 // of other primaries
+	}
 	r.shadowMu.Unlock()
 	return c, r.backend.Load().guard.attached()
 }

@@ -42,11 +42,12 @@ type Source struct {
 	AttachedSince time.Time `json:"attached_since,omitzero"` // start of the session that streams, or streamed last
 }
 
-// Positions in the source's log. confirmed <= applied <= received.
+// Positions in the source's log. confirmed <= applied <= received, settled <= applied.
 type Positions struct {
 	LogEnd    string `json:"log_end,omitempty"`   // end of the log when the last heartbeat was sent, or what came after it
 	Received  string `json:"received,omitempty"`  // read from the socket
 	Applied   string `json:"applied,omitempty"`   // end of the newest transaction of which Redis has acknowledged everything
+	Settled   string `json:"settled,omitempty"`   // everything that ended at or below is applied, what classes hold back included; 0/0 while that is not known
 	Commit    string `json:"commit,omitempty"`    // commit position of that transaction
 	Confirmed string `json:"confirmed,omitempty"` // told to Postgres, which keeps everything above it
 

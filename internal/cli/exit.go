@@ -18,6 +18,7 @@ const (
 	exitDifferences = 2
 	exitUsage       = 64
 	exitUnavailable = 69
+	exitTimeout     = 75 // EX_TEMPFAIL: the same command may succeed later
 	exitConfig      = 78
 )
 

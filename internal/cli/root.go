@@ -81,7 +81,8 @@ slot, turns each committed row change into the cache keys that it makes stale, a
 deletes those keys in Redis. One YAML file says which change makes which keys stale.
 
 Exit codes: 0 ok, 1 failed, 2 differences found, 64 wrong usage, 69 a server that is
-needed is not there, 78 the configuration must be mended first.`,
+needed is not there, 75 the time was over (wait), 78 the configuration must be mended
+first.`,
 		Example: `  cdc-invalidator demo
   cdc-invalidator validate mappings.yaml
   cdc-invalidator run --config mappings.yaml`,
@@ -108,6 +109,7 @@ needed is not there, 78 the configuration must be mended first.`,
 		newTestCommand(a),
 		newValidateCommand(a),
 		newVersionCommand(a),
+		newWaitCommand(a),
 	)
 
 	root.InitDefaultHelpCmd()

@@ -127,6 +127,7 @@ func statusText(s admin.Status, at string) string {
 		line("", "slot %s, publication %s, attached since %s", s.Source.Slot, s.Source.Publication, instant(s.Source.AttachedSince))
 		line("positions", "received   %s", s.Positions.Received)
 		line("", "applied    %-16s  %s behind the log", s.Positions.Applied, bytesText(s.Positions.LagBytes))
+		line("", "settled    %-16s  nothing up to it is held back", s.Positions.Settled)
 		line("", "confirmed  %-16s  %s kept by Postgres for the slot", s.Positions.Confirmed, bytesText(s.Positions.UnconfirmedBytes))
 	}
 	if s.Freshness.LagSeconds == nil {

@@ -5,6 +5,7 @@
 //	  receiver goroutine:  Stream -> Decoder -> Table.Map -> Queue
 //	  applier goroutine:   Queue -> Gate -> Redis -> checkpoint -> confirmable
 //	  drainer goroutine:   what Redis holds back of some classes -> Redis, when it is due
+//	  settler goroutine:   says up to where everything is applied, that included
 //	  heartbeat, catalog watcher and standby watch, each on its own connection
 //
 // Invariants that have caused bugs elsewhere:

@@ -86,7 +86,7 @@ func (d *daemon) owe(ctx context.Context, reason string) {
 // every mapped family is purged, and counting begins anew. resumed says which; if not,
 // the state is to be trusted once the catalogs are stored.
 func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (skip lsn.LSN, resumed bool, err error) {
-	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: encodeEpoch(setup.Epoch)}
+	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: setup.Epoch.Encode()}
 	gap, err := d.gap(ctx, control, setup, stored)
 	if err != nil {
 		return 0, false, err

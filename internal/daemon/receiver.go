@@ -32,6 +32,7 @@ type receiver struct {
 	skip    lsn.LSN
 	history history
 
+	settler     *settler
 	watcher     *replication.CatalogWatcher
 	distrusting bool // there are tables whose changes do not tell all
 
@@ -241,6 +242,10 @@ func (r *receiver) message(m *decoder.Logical) {
 	}
 	if string(m.Prefix) == replication.DDLPrefix {
 		r.ddl(m)
+		return
+	}
+	if string(m.Prefix) == replication.NudgePrefix {
+		r.settler.nudge(r.tx.CommitLSN)
 		return
 	}
 	r.out.Reset()

@@ -235,6 +235,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	// queue is closed and empty, or, when Redis is away for good, with applyCtx.
 	streamCtx, leave := context.WithCancelCause(ctx)
 	d.leave.Store(&leave)
+	r.settler = newSettler(d, leave, watcher)
 	stopStreaming := func() { leave(nil) }
 	defer stopStreaming()
 	applyCtx, stopApplying := context.WithCancel(context.WithoutCancel(ctx))
@@ -252,6 +253,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
 	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
 	helpers.Go(func() error { return newDrainer(d, d.checks, leave).run(streamCtx) })
+	helpers.Go(func() error { return r.settler.run(streamCtx) })
 
 	known, _ := d.sink.Known()
 	d.progress.attached(setup, queue, known.Applied, known.End)

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"time"
@@ -157,19 +156,11 @@ func (d *daemon) keepCatalog(ctx context.Context, w *replication.CatalogWatcher)
 	}
 }
 
-func encodeEpoch(e replication.Epoch) string {
-	b, err := json.Marshal(e)
-	if err != nil {
-		return "" // cannot happen for this type; reads back as "unknown"
-	}
-	return string(b)
-}
-
 // epochChanged says whether the source restarted since the epoch was stored, or
 // may have.
 func epochChanged(stored string, now replication.Epoch) (bool, string) {
-	var before replication.Epoch
-	if err := json.Unmarshal([]byte(stored), &before); err != nil {
+	before, err := replication.ParseEpoch(stored)
+	if err != nil {
 		return true, "the stored epoch cannot be read"
 	}
 	c, why := now.Since(before)

@@ -85,8 +85,10 @@ func (d *daemon) positions() admin.Positions {
 	confirmed, applied, commit := lsn.LSN(p.confirmed.Load()), lsn.LSN(p.applied.Load()), lsn.LSN(p.commit.Load())
 	received := max(lsn.LSN(p.received.Load()), applied)
 	end := max(d.heartbeat.LogEnd(), received)
+	control, _ := d.sink.Known()
 	return admin.Positions{
-		LogEnd: end.String(), Received: received.String(), Applied: applied.String(), Commit: commit.String(), Confirmed: confirmed.String(),
+		Settled: control.Settled.String(),
+		LogEnd:  end.String(), Received: received.String(), Applied: applied.String(), Commit: commit.String(), Confirmed: confirmed.String(),
 		LagBytes: int64(end - applied), UnconfirmedBytes: int64(end - min(confirmed, end)),
 	}
 }

@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
-	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
-	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/await"
 )
 
 // The load leaves room on two cores for the servers, so that the latencies are those
@@ -69,7 +69,7 @@ func (d *demo) run(ctx context.Context) (*Report, error) {
 	// back is to have its chance.
 	d.progress.update("Writers have stopped. Waiting until everything is applied")
 	if err == nil {
-		err = d.caughtUp(after, conn)
+		err = d.caughtUp(after)
 	}
 	stopReaders()
 	if err := errors.Join(err, readers.Wait()); err != nil {
@@ -137,38 +137,15 @@ func (d *demo) sample(ctx context.Context, conn *pgx.Conn) (stale, staleControl 
 	return percent(int64(with.stale), int64(with.cached)), percent(int64(without.stale), int64(without.cached)), err
 }
 
-// caughtUp waits until the daemon's control hash says that nothing at or below the
-// log's present end is missing. Nobody writes any more; heartbeats move the log.
-func (d *demo) caughtUp(ctx context.Context, conn *pgx.Conn) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, catchUpTimeout, fmt.Errorf("the daemon has not applied everything within %v", catchUpTimeout))
-	defer cancel()
-	var text string
-	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
-		return fmt.Errorf("read the end of the log: %w", err)
-	}
-	end, err := lsn.Parse(text)
+// caughtUp waits until everything that the writers have committed is applied, with what
+// classes hold back.
+func (d *demo) caughtUp(ctx context.Context) error {
+	r, err := await.Wait(ctx, await.Options{File: d.file, Timeout: catchUpTimeout})
 	if err != nil {
-		return err
+		return fmt.Errorf("wait for the daemon: %w", err)
 	}
-	key := mapping.ControlKey(d.file.Redis.Prefix, d.file.Source.Slot.Name)
-	ticker := time.NewTicker(20 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		applied, err := d.rdb.HGet(ctx, key, "end").Result()
-		if err != nil {
-			return fmt.Errorf("read the applied position: %w", err)
-		}
-		at, err := lsn.ParseHex(applied)
-		if err != nil {
-			return fmt.Errorf("read the applied position: %w", err)
-		}
-		if at >= end {
-			return nil
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: it is at %s of %s", context.Cause(ctx), at, end)
-		}
+	if !r.Settled {
+		return fmt.Errorf("the daemon has not applied everything within %v: %s", catchUpTimeout, strings.Join(r.Missing, "; "))
 	}
+	return nil
 }

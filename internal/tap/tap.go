@@ -296,7 +296,7 @@ func (t *tap) message(ctx context.Context, m *decoder.Logical) error {
 	if string(m.Prefix) == replication.DDLPrefix {
 		return t.ddl(ctx, m)
 	}
-	if len(t.o.Filter.Tables) > 0 || string(m.Prefix) == replication.HeartbeatPrefix {
+	if len(t.o.Filter.Tables) > 0 || string(m.Prefix) == replication.HeartbeatPrefix || string(m.Prefix) == replication.NudgePrefix {
 		return nil
 	}
 	t.o.Plan.Logical(m, &t.out)

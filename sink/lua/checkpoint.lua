@@ -10,7 +10,8 @@
 -- ARGV[7]  its commit time, microseconds since 1970, 16 hex
 -- ARGV[8]  fresh_as_of: nothing visible then is missing, 16 hex; '' = as before
 -- ARGV[9]  updated: the writer's clock, microseconds since 1970, 16 hex
--- ARGV[10] nodes: the primaries that have all up to applied; '' = as before
+-- ARGV[10] nodes: the primaries that have all up to applied; '' = as before. Others than
+--          before have yet to settle everything (settle.lua)
 -- ARGV[11] txn: the transaction at applied, '<applied> <xid, 8 hex>'; '' = it need not
 --          come through the slot again
 --
@@ -33,7 +34,7 @@ if ARGV[2] ~= '' then
     return 'node'
   end
 end
-local h = redis.pcall('HMGET', KEYS[1], 'generation', 'sent', 'applied', 'end')
+local h = redis.pcall('HMGET', KEYS[1], 'generation', 'sent', 'applied', 'end', 'nodes')
 if h.err and not string.find(h.err, 'WRONGTYPE', 1, true) then return h end
 if h.err or not h[1] then return 'absent' end
 if h[1] ~= ARGV[1] then return 'generation' end
@@ -57,6 +58,10 @@ end
 if ARGV[10] ~= '' and ARGV[4] >= applied then
   set[#set + 1] = 'nodes'
   set[#set + 1] = ARGV[10]
+  if ARGV[10] ~= h[5] then
+    set[#set + 1] = 'settled'
+    set[#set + 1] = '0000000000000000'
+  end
 end
 if #set > 0 then
   set[#set + 1] = 'updated'

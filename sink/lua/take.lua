@@ -14,8 +14,8 @@
 -- ARGV[7]  how many to take, at most 200, since a script holds up every other client
 -- ARGV[8]  negative time: what was applied before it is kept no longer; '' = all stays
 --
--- Returns {'ok', number left in the held set, deadline of the first of them or '', member
---          of the taken set, its score, member, score, ...}
+-- Returns {'ok', number left in the held set, deadlines of the first and of the last of
+--          them or '', member of the taken set, its score, member, score, ...}
 --         {'lost'}  a set has not its sentinel: it was evicted. Nothing was written
 --         {'node'}, {'absent'} or {'generation'} (as checkpoint.lua)
 --
@@ -64,6 +64,7 @@ if #found == 0 and n > 0 then
   end
 end
 local first = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-local out = {'ok', redis.call('ZCOUNT', KEYS[2], '-inf', '(+inf'), first[2] or ''}
-for i = 1, #found do out[3 + i] = found[i] end
+local last = redis.call('ZREVRANGE', KEYS[2], 1, 1, 'WITHSCORES') -- behind it is the sentinel
+local out = {'ok', redis.call('ZCOUNT', KEYS[2], '-inf', '(+inf'), first[2] or '', last[2] or ''}
+for i = 1, #found do out[4 + i] = found[i] end
 return out

@@ -111,7 +111,7 @@ func (l *library) loader(c cell) func(context.Context, pgx.Tx) ([]int64, error) 
 // purpose, or lies in a reader's own memory, is allowed its budget.
 func (s *stage) wantSettled(d *process, views []*view, readers ...reader) {
 	s.t.Helper()
-	s.settleAll(d)
+	s.settle(d)
 	s.compareCached()
 	s.readAll(views, readers...)
 	s.compareCached()
@@ -130,16 +130,6 @@ func (s *stage) readAll(views []*view, readers ...reader) {
 				s.see(r, c)
 			}
 		}
-	}
-}
-
-// applied waits until a view's keys are right again, as far as that is promised.
-func (s *stage) applied(d *process, v *view) {
-	s.t.Helper()
-	if v.family == lingering {
-		s.settleAll(d)
-	} else {
-		s.settle(d)
 	}
 }
 

@@ -89,10 +89,10 @@ func loaderAsleep(s *stage) {
 		slow := s.start(a, c)
 		p.await(s)
 		s.change(c.row)
-		s.applied(d, v)
+		s.settle(d)
 		s.see(b, c)
 		s.change(c.row)
-		s.applied(d, v)
+		s.settle(d)
 		close(p.resume)
 		s.finish(slow)
 		s.compareCached()
@@ -190,7 +190,7 @@ func softNobodyRefreshes(s *stage) {
 	for _, r := range reads {
 		s.finish(r)
 	}
-	s.settleAll(d)
+	s.settle(d)
 	s.see(a, c)
 }
 
@@ -283,7 +283,7 @@ func leaseRunsOut(s *stage) {
 		p.await(s)
 		s.eventually("the lease has run out", func() bool { return !s.exists(plainKey(c)) })
 		s.change(c.row)
-		s.applied(d, v)
+		s.settle(d)
 		s.wantNow(b, c) // is stored: the late fill would overwrite it
 		close(p.resume)
 		s.finish(slow)
@@ -351,7 +351,7 @@ func daemonStopsHolding(s *stage) {
 	d := s.world.start()
 	a := s.newLibrary()
 	c := cell{view: viewsOf(lingering)[0], row: 4}
-	s.settleAll(d)
+	s.settle(d)
 	s.see(a, c)
 	s.change(c.row)
 	changed := s.sourceNow()
@@ -360,7 +360,7 @@ func daemonStopsHolding(s *stage) {
 	over := elapsed(4500 * time.Millisecond)
 	s.eventually("the budget has long been over", func() bool { s.see(a, c); return over() })
 	s.signal(d, syscall.SIGCONT)
-	s.settleAll(d)
+	s.settle(d)
 	s.compareCached()
 	s.wantNow(a, c)
 }

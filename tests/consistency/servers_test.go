@@ -156,7 +156,7 @@ func daemonKilledDraining(s *stage) {
 			s.eventually("it has been applied, or the daemon has been killed", func() bool { return d.ended() || over() })
 		}
 		d = s.world.start()
-		s.settleAll(d)
+		s.settle(d)
 		s.compareCached()
 		d.kill()
 	}

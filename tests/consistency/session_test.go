@@ -89,7 +89,7 @@ func sessions(s *stage) {
 	d := s.world.start()
 	fleet := s.libraries(3)
 	s.playSessions(fleet, everyView(), 25)
-	s.settleAll(d)
+	s.settle(d)
 	s.compareCached()
 }
 
@@ -104,7 +104,7 @@ func sessionsDaemonStopped(s *stage) {
 		rounds = 4
 	}
 	for range rounds {
-		s.settleAll(d)
+		s.settle(d)
 		for _, l := range fleet {
 			s.readAll(views, l)
 		}
@@ -112,7 +112,7 @@ func sessionsDaemonStopped(s *stage) {
 		s.playSessions(fleet, views, 5)
 		s.signal(d, syscall.SIGCONT)
 	}
-	s.settleAll(d)
+	s.settle(d)
 	s.compareCached()
 }
 

@@ -7,26 +7,10 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 )
-
-// holdMax is the longest for which a class of the mappings holds an invalidation back on
-// purpose: half of its staleness.
-const holdMax = 1500 * time.Millisecond
-
-// settleAll waits until everything that has committed is applied, with what a class
-// holds back: readers know it from fresh_as_of, less the hold.
-func (w *world) settleAll(p *process) {
-	w.t.Helper()
-	w.settle(p)
-	want := holdMax.Microseconds() + w.sourceNow()
-	w.eventually("the cache is fresh as of now", func() bool {
-		return w.freshAsOf() > want
-	})
-}
 
 // sourceNow is the source's clock, us since 1970.
 func (w *world) sourceNow() int64 {

@@ -44,7 +44,7 @@ func stampede(s *stage) {
 			c := cell{view: v, row: int64(4 * (i + 1))}
 			if round > 0 {
 				s.change(c.row)
-				s.applied(d, v)
+				s.settle(d)
 			}
 			before := s.result.loadsSoFar()
 			s.burst(c, 25, fleet...)

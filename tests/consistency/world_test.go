@@ -38,6 +38,7 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
 
 func TestMain(m *testing.M) {
@@ -294,11 +295,14 @@ func (w *world) control() map[string]string {
 	return m
 }
 
-// settle waits until everything that was committed before is applied, apart from what
-// a class holds back, and the state is ok.
+// settle waits until everything that was committed before is applied, what a class holds
+// back included, and the state is ok.
 func (w *world) settle(p *process) {
 	w.t.Helper()
-	now := w.position()
+	now, err := replication.Nudge(w.t.Context(), w.conn)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	w.eventually("all changes up to "+now.String()+" are applied", func() bool {
 		if p.ended() {
 			w.t.Fatalf("the daemon ended: %v\n%s", p.err, p.log.String())
@@ -309,8 +313,8 @@ func (w *world) settle(p *process) {
 
 // reached says whether everything up to a position is applied.
 func (w *world) reached(position lsn.LSN) bool {
-	end, err := lsn.ParseHex(w.control()["end"])
-	return err == nil && end >= position
+	at, err := lsn.ParseHex(w.control()["settled"])
+	return err == nil && at >= position
 }
 
 // appliedAll says whether everything that was committed before the call is applied.

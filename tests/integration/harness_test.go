@@ -32,6 +32,7 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
 
 func TestMain(m *testing.M) {
@@ -267,33 +268,43 @@ func (w *world) control() map[string]string {
 	return m
 }
 
-// settle waits until everything that was committed before is applied, the state
-// is ok, and p, when given, is still running.
+// settle waits until everything that was committed before is applied, what is held back
+// included, the state is ok, and p, when given, is still running.
 func (w *world) settle(p *process) {
 	w.t.Helper()
-	w.applied(p)
-	w.eventually("the state is ok", func() bool { return w.blind || w.control()["state"] == "ok" })
+	if w.blind { // what the daemon cannot know is never settled
+		w.applied(p)
+		return
+	}
+	w.reach(p, "settled")
+	w.eventually("the state is ok", func() bool { return w.control()["state"] == "ok" })
 }
 
-// applied is settle whatever the state.
-func (w *world) applied(p *process) {
+// applied waits until everything that was committed before is applied, or is held back,
+// whatever the state.
+func (w *world) applied(p *process) { w.t.Helper(); w.reach(p, "end") }
+
+// reach waits until a position of the control hash is behind all that was committed before.
+func (w *world) reach(p *process, field string) {
 	w.t.Helper()
-	var text string
-	if err := w.conn.QueryRow(w.t.Context(), "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
-		w.t.Fatal(err)
-	}
-	now, err := lsn.Parse(text)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.eventually("all changes up to "+text+" are applied", func() bool {
+	now := w.nudge()
+	w.eventually(field+" is at "+now.String(), func() bool {
 		if p != nil && p.ended() {
 			w.t.Fatalf("the daemon ended: %v\n%s", p.err, p.log.String())
 		}
-		c := w.control()
-		end, err := lsn.ParseHex(c["end"])
-		return err == nil && end >= now
+		at, err := lsn.ParseHex(w.control()[field])
+		return err == nil && at >= now
 	})
+}
+
+// nudge commits what a daemon that waits for nothing else goes by, as the command wait does.
+func (w *world) nudge() lsn.LSN {
+	w.t.Helper()
+	at, err := replication.Nudge(w.t.Context(), w.conn)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return at
 }
 
 // put caches a value under each key.

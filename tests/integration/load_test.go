@@ -424,8 +424,8 @@ func (w *world) appliedAll() bool {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	end, err := lsn.ParseHex(w.control()["end"])
-	return err == nil && end >= now
+	at, err := lsn.ParseHex(w.control()["settled"])
+	return err == nil && at >= now
 }
 
 // received waits until the daemon has received everything that was committed before.

@@ -150,7 +150,7 @@ func (r *Redis) SetEpoch(ctx context.Context, epoch string) error {
 	})
 	if err == nil {
 		r.shadowMu.Lock()
-		r.shadow.Source.Epoch = epoch
+		r.shadow.Source.Epoch, r.shadow.Settled = epoch, 0
 		r.shadowMu.Unlock()
 	}
 	return r.fail(op, "", err)

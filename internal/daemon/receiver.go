@@ -67,6 +67,7 @@ func (r *receiver) run(ctx context.Context) error {
 // confirm hands on what may be confirmed by now; the stream tells Postgres with
 // its next status update.
 func (r *receiver) confirm() {
+	r.settler.follows.Store(r.history.proved())
 	r.stream.Confirm(r.window.Confirmable(r.window.Seen()))
 	r.d.progress.read(r.stream.ReceivedLSN(), r.stream.ConfirmedLSN())
 }

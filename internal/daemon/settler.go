@@ -32,6 +32,7 @@ type settler struct {
 	leave   context.CancelCauseFunc
 	watcher *replication.CatalogWatcher
 	nudged  atomic.Uint64 // position of a transaction whose sender waits; 0 for none
+	follows atomic.Bool   // the log is the one that the checkpoint is a position in
 
 	marks  []settleMark // applied, not looked at since; oldest first
 	looked lsn.LSN
@@ -81,6 +82,9 @@ func (s *settler) run(ctx context.Context) error {
 
 // note takes the end of the checkpoint, and what has been looked at since others.
 func (s *settler) note(now time.Time, end lsn.LSN) {
+	if !s.follows.Load() {
+		return
+	}
 	looked := s.watcher.Looked()
 	for len(s.marks) > 0 && !looked.Before(s.marks[0].at) {
 		s.looked, s.marks = max(s.looked, s.marks[0].end), s.marks[1:]

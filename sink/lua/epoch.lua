@@ -23,5 +23,6 @@ if h.err or not h[1] then return 'absent' end
 if h[1] ~= ARGV[1] then return 'generation' end
 -- First, since a server above maxmemory refuses HSET as a script's first write.
 redis.call('PERSIST', KEYS[1])
-redis.call('HSET', KEYS[1], 'epoch', ARGV[3])
+-- What was settled was so in the life before: it has yet to be shown that this one goes on there.
+redis.call('HSET', KEYS[1], 'epoch', ARGV[3], 'settled', '0000000000000000')
 return 'ok'

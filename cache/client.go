@@ -97,9 +97,10 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	}
 	key := mapping.ControlKey(c.prefix, o.file.Source.Slot.Name)
 	c.control = newControl(key, pool, c.clock, pollInterval(plan), c.log)
+	c.control.stamps = &stampReader{key: mapping.StampsKey(c.prefix, o.file.Source.Slot.Name), plan: plan, log: c.log}
 	c.control.asked = c.asked
 	c.rdb, c.disconnect = connect(rdb, o.redisTimeout, c.control.met)
-	c.control.rdb = c.rdb
+	c.control.rdb, c.control.stamps.rdb = c.rdb, c.rdb
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := c.openL1(); err != nil {
 		c.cancel()
@@ -204,7 +205,10 @@ func (c *Client) holds(f *family, known *controlState, t time.Time) (ok bool, wh
 	if f.Class.OnDoubt == onDoubtServe {
 		return true, ""
 	}
-	return known.proves(c.clock, f.Class, t, 0)
+	if ok, why = known.proves(c.clock, f.Class, t, 0); ok && known.stamp(f) == "" {
+		return false, doubtStamp
+	}
+	return ok, why
 }
 
 // meets says whether an entry, which was read after known was, is new enough for the

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -21,6 +22,7 @@ const (
 	doubtGap     = "gap"     // changes may be missing
 	doubtPaused  = "paused"  // invalidations are held back by hand
 	doubtLate    = "late"    // what is applied is older than the class's budget
+	doubtStamp   = "stamp"   // the daemon does not follow the family, or on other terms than this process
 )
 
 // control knows how far the daemon has come, from its control hash.
@@ -38,6 +40,7 @@ type control struct {
 	log      *slog.Logger
 
 	last   atomic.Pointer[controlState]
+	stamps *stampReader
 	failed bool // of the goroutine that runs
 
 	epoch   *atomic.Uint64                       // moves on when Redis is found with older data; see met
@@ -61,7 +64,9 @@ type controlState struct {
 	state     string
 	freshAsOf int64   // us since 1970, by the source's clock
 	reached   lsn.LSN // nothing that ended at or below it is missing
-	err       error   // the hash cannot be understood
+	revision  string  // of the stamps
+	stamps    *stampSet
+	err       error // the hash cannot be understood
 }
 
 // idleAfter is how long after the last read the hash is looked at.
@@ -72,7 +77,7 @@ const clockInterval = 10 * time.Second
 
 func newControl(key string, source querier, clock *sourceClock, interval time.Duration, log *slog.Logger) *control {
 	return &control{key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1),
-		epoch: &atomic.Uint64{}, asked: func(context.Context, error) {}}
+		stamps: &stampReader{log: log}, epoch: &atomic.Uint64{}, asked: func(context.Context, error) {}}
 }
 
 // look is what is known of the daemon.
@@ -175,19 +180,30 @@ const pollTimeout = time.Second
 
 // poll looks at the hash now. After an error the last look stands, and ages.
 func (c *control) poll(ctx context.Context) error {
-	asked, epoch := time.Now(), c.epoch.Load()
 	bounded, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
-	values, err := c.rdb.HMGet(bounded, c.key, controlFields...).Result()
-	c.asked(ctx, err)
-	if err != nil {
-		return fmt.Errorf("read the control hash: %w", err)
+	var s *controlState
+	var asked time.Time
+	var err error
+	for range looks {
+		asked = time.Now()
+		epoch := c.epoch.Load()
+		var values []any
+		values, err = c.rdb.HMGet(bounded, c.key, controlFields...).Result()
+		c.asked(ctx, err)
+		if err != nil {
+			return fmt.Errorf("read the control hash: %w", err)
+		}
+		if s, err = parseControlState(values); err != nil {
+			s = &controlState{}
+		} else {
+			s.stamps, err = c.stamps.at(bounded, s.revision)
+		}
+		s.err, s.asked, s.epoch, s.current = err, asked, epoch, c.epoch
+		if !errors.Is(err, errNoStamps) { // others may have been published in between
+			break
+		}
 	}
-	s, err := parseControlState(values)
-	if err != nil {
-		s = &controlState{err: err}
-	}
-	s.asked, s.epoch, s.current = asked, epoch, c.epoch
 	for {
 		old := c.last.Load()
 		if old != nil && old.asked.After(asked) || c.last.CompareAndSwap(old, s) {
@@ -215,7 +231,7 @@ func (c *control) met(ctx context.Context, conn *redis.Conn) error {
 	return nil
 }
 
-var controlFields = []string{"state", "fresh_as_of", "applied", "end"}
+var controlFields = []string{"state", "fresh_as_of", "applied", "end", "stamps"}
 
 func parseControlState(values []any) (*controlState, error) {
 	var text [4]string
@@ -228,6 +244,7 @@ func parseControlState(values []any) (*controlState, error) {
 		text[i] = v
 	}
 	s := &controlState{state: text[0]}
+	s.revision, _ = values[len(text)].(string) // none while nothing is followed
 	fresh, err := strconv.ParseUint(text[1], 16, 63)
 	if err != nil {
 		return nil, fmt.Errorf("the control hash's fresh_as_of is %q", text[1])

@@ -14,7 +14,10 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
-const testControlKey = "inv:source:{shop}"
+const (
+	testControlKey = "inv:source:{shop}"
+	testStampsKey  = "inv:stamps:{shop}"
+)
 
 // publish writes a control hash as the daemon does.
 func publish(t *testing.T, rdb *redis.Client, state string, freshAsOf time.Time, applied, end lsn.LSN) {

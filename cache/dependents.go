@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
@@ -85,7 +86,11 @@ func (d *dependencies) names() []string {
 func (c *Client) register(ctx context.Context, f *family, keys, entities []string) error {
 	life := c.o.lease + max(f.life.total(), f.negative.total())
 	calls := make([]call, 0, len(entities)*len(keys))
+	look := c.control.look()
 	for _, name := range entities {
+		if kind, _, _ := strings.Cut(name, ":"); !c.followsEntity(look, kind) {
+			return fmt.Errorf("%w %s", errEntity, kind)
+		}
 		for _, key := range keys {
 			calls = append(calls, call{mapping.DependentsKey(c.prefix, name), []any{millis(life), f.Name + " " + key}})
 		}
@@ -95,6 +100,16 @@ func (c *Client) register(ctx context.Context, f *family, keys, entities []strin
 		errs = append(errs, cmd.Err())
 	}
 	return errors.Join(errs...)
+}
+
+// errEntity means that what depends on an entity would not be removed with it.
+var errEntity = errors.New("the daemon runs with other mappings, which do not have the entity")
+
+// followsEntity says whether what is registered under entities of the kind now will be removed with them.
+// The look may be later than the lease's: an entity that comes or goes moves all stamps.
+func (c *Client) followsEntity(look *controlState, kind string) bool {
+	e, ok := c.plan.Entity(kind)
+	return ok && look.follows(e)
 }
 
 // knownTags is what loads of the keys have declared before.

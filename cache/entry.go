@@ -11,11 +11,12 @@ import (
 
 // The form of what is under a data key; lua/read.lua and docs/protocol.md describe it.
 const (
-	entryMagic  = "cdc1"
-	headerLen   = 57
+	entryMagic  = "cdc2"
+	headerLen   = 73
 	kindAt      = 4
 	freshAt     = 33
 	staleAt     = 45
+	stampAt     = 57
 	timeLen     = 12
 	kindLease   = 'L'
 	kindValue   = 'V'
@@ -29,6 +30,7 @@ type entry struct {
 	kind       byte
 	freshUntil int64  // ms since 1970 by Redis' clock; 0: marked stale by an invalidation
 	staleUntil int64  // the same
+	stamp      string // of the family when its lease was taken
 	fields     string // variable fields
 	payload    string
 }
@@ -39,7 +41,7 @@ func parseEntry(raw string) (e entry, ok bool) {
 	if len(raw) < headerLen || raw[:kindAt] != entryMagic {
 		return entry{}, false
 	}
-	e.kind = raw[kindAt]
+	e.kind, e.stamp = raw[kindAt], raw[stampAt:headerLen]
 	var ok1, ok2 bool
 	e.freshUntil, ok1 = parseMillis(raw[freshAt : freshAt+timeLen])
 	e.staleUntil, ok2 = parseMillis(raw[staleAt : staleAt+timeLen])

@@ -44,7 +44,11 @@ func (v *View[T]) lastResort(ctx context.Context, key string, token *Token, unde
 	if err != nil {
 		return old, false
 	}
+	e, ok := parseEntry(raw)
+	if !ok || !v.f.believes(known, e.stamp) {
+		return old, false
+	}
 	old, ok = v.open(raw)
-	old.known = known
+	old.known, old.stamp = known, known.stamp(v.f)
 	return old, ok && v.mayGive(&old, token)
 }

@@ -113,7 +113,7 @@ func TestWaitIsBounded(t *testing.T) {
 func TestLeaseOfADeadReaderRunsOut(t *testing.T) {
 	b := newBench(t, WithLease(50*time.Millisecond), WithWait(time.Minute))
 	var tok token
-	if a, err := b.c.scripts.callRead(t.Context(), b.rdb, "item:1", 50*time.Millisecond, modeRead); err != nil || a.verdict != verdictLease {
+	if a, err := b.c.scripts.callRead(t.Context(), b.rdb, "item:1", 50*time.Millisecond, modeRead, b.daemon.stamps.Families["item"].Stamp); err != nil || a.verdict != verdictLease {
 		t.Fatalf("%v %v %v", a, err, tok)
 	}
 	b.get(view(b, "item"), 1, "one")

@@ -20,6 +20,7 @@ import (
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 const testMappings = `version: 1
@@ -69,11 +70,24 @@ type daemon struct {
 	age          time.Duration // of what is applied
 	applied, end lsn.LSN
 	hold         bool // it publishes nothing
+	stamps       mapping.Stamps
 }
 
-func startDaemon(t testing.TB, rdb *redis.Client) *daemon {
+func startDaemon(t testing.TB, rdb *redis.Client, mappings string) *daemon {
 	t.Helper()
-	d := &daemon{rdb: rdb, applied: 16, end: 24}
+	file, err := mapping.LoadOffline(mappings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{rdb: rdb, applied: 16, end: 24, stamps: mapping.Stamps{
+		Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: plan.EntityTerms()}}
+	for _, f := range plan.Families() {
+		d.stamps.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms()}
+	}
 	d.set("ok", 0)
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -98,6 +112,25 @@ func (d *daemon) set(state string, age time.Duration) {
 	d.change(func() { d.state, d.age = state, age })
 }
 
+// restamp changes what is followed.
+func (d *daemon) restamp(change func(*mapping.Stamps)) {
+	d.change(func() {
+		d.stamps.Revision = mapping.NewStamp()
+		change(&d.stamps)
+	})
+}
+
+// stampAnew begins to follow families again.
+func (d *daemon) stampAnew(families ...string) {
+	d.restamp(func(s *mapping.Stamps) {
+		for _, name := range families {
+			stamp := s.Families[name]
+			stamp.Stamp = mapping.NewStamp()
+			s.Families[name] = stamp
+		}
+	})
+}
+
 // reach says that everything up to there is applied.
 func (d *daemon) reach(end lsn.LSN) { d.change(func() { d.applied, d.end = end, end }) }
 
@@ -117,9 +150,15 @@ func (d *daemon) publish() {
 	if d.hold {
 		return
 	}
-	// Redis may be away: then nothing is published.
-	_ = d.rdb.HSet(context.Background(), testControlKey, "state", d.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-d.age).UnixMicro()),
-		"applied", d.applied.Hex(), "end", d.end.Hex(), "sent", d.applied.Hex()).Err()
+	text, err := d.stamps.Encode()
+	if err != nil {
+		panic(err)
+	}
+	pipe := d.rdb.TxPipeline()
+	pipe.Set(context.Background(), testStampsKey, text, 0)
+	pipe.HSet(context.Background(), testControlKey, "stamps", d.stamps.Revision, "state", d.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-d.age).UnixMicro()),
+		"applied", d.applied.Hex(), "end", d.end.Hex(), "sent", d.applied.Hex())
+	_, _ = pipe.Exec(context.Background()) // Redis may be away: then nothing is published
 }
 
 // doubt is why what is cached of the family is not proved now; empty when it is.
@@ -147,7 +186,7 @@ func newBenchWith(t testing.TB, db *servertest.Database, rdb *redis.Client, opti
 	if err := os.WriteFile(b.mappings, []byte(testMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.daemon = startDaemon(t, b.rdb)
+	b.daemon = startDaemon(t, b.rdb, b.mappings)
 	b.c, b.registry = b.open(options...)
 	return b
 }

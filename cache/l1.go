@@ -40,6 +40,7 @@ const recentKeys = 1 << 14
 type l1Entry struct {
 	value any
 	meta  entryMeta
+	stamp string // of the family; "" of a version
 	until time.Time
 }
 
@@ -87,14 +88,14 @@ func (l *l1) mark(key string) l1Mark { return l1Mark{key, l.seq.Load(), time.Now
 
 // store keeps a value that was read after the mark, for a time that bounds what no message
 // tells of, such as an UNLINK by hand.
-func (l *l1) store(m l1Mark, value any, meta entryMeta, keep time.Duration) {
+func (l *l1) store(m l1Mark, value any, meta entryMeta, stamp string, keep time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if m.seq < l.floor || l.recent[m.key] > m.seq {
 		l.metrics.late.Inc()
 		return
 	}
-	l.entries.Add(m.key, &l1Entry{value, meta, m.at.Add(keep)})
+	l.entries.Add(m.key, &l1Entry{value, meta, stamp, m.at.Add(keep)})
 }
 
 // drop removes keys, and revokes the marks that are out for them.
@@ -197,15 +198,15 @@ func (v *View[T]) mark(key string) l1Mark {
 	return v.c.l1.mark(key)
 }
 
-func (v *View[T]) fromL1(key string, token *Token, told int64, now time.Time) (out outcome[T], ok bool) {
+func (v *View[T]) fromL1(key string, token *Token, told int64, now time.Time, known *controlState) (out outcome[T], ok bool) {
 	if v.c.l1 == nil {
 		return out, false
 	}
 	e, ok := v.c.l1.get(v.f, key, told, now)
-	if !ok || e.meta.freshUntil <= millisOf(now) || !v.c.meets(v.f, &e.meta, token, nil) { // the stream may be behind the control hash
+	if !ok || !v.f.believes(known, e.stamp) || e.meta.freshUntil <= millisOf(now) || !v.c.meets(v.f, &e.meta, token, nil) { // the stream may be behind the control hash
 		return out, false
 	}
-	out.meta, out.result = e.meta, resultL1
+	out.meta, out.stamp, out.result = e.meta, e.stamp, resultL1
 	if !e.meta.negative {
 		if out.value, ok = e.value.(T); !ok {
 			return out, false // of a view with another type
@@ -222,7 +223,7 @@ func (v *View[T]) storeL1(m l1Mark, out *outcome[T]) {
 	if v.c.l1 == nil {
 		return
 	}
-	v.c.l1.store(m, any(out.value), out.meta, v.keep())
+	v.c.l1.store(m, any(out.value), out.meta, out.stamp, v.keep())
 }
 
 func (v *View[T]) dropL1(key string) {
@@ -245,6 +246,6 @@ func (v *View[T]) versionFromL1(name string, told int64) (string, bool) {
 
 func (v *View[T]) storeVersion(m l1Mark, version string) {
 	if v.c.l1 != nil {
-		v.c.l1.store(m, version, entryMeta{}, v.keep())
+		v.c.l1.store(m, version, entryMeta{}, "", v.keep())
 	}
 }

@@ -117,7 +117,7 @@ func (m *l1Model) step(key string) {
 			r.value, r.read = m.redis[r.mark.key], true
 		}
 		if step == "store" && r.read {
-			m.l.store(r.mark, r.value, entryMeta{}, 1e6*time.Hour)
+			m.l.store(r.mark, r.value, entryMeta{}, "", 1e6*time.Hour)
 			m.readers = append(m.readers[:i], m.readers[i+1:]...)
 		}
 	}
@@ -172,7 +172,7 @@ func TestL1ProofComesFirst(t *testing.T) {
 		}
 	}
 	tell(1, base, "")
-	l.store(l.mark("a"), "old", entryMeta{}, time.Hour)
+	l.store(l.mark("a"), "old", entryMeta{}, "", time.Hour)
 	late := base.Add(2 * time.Minute)
 	told := l.look()
 	if _, ok := l.get(f, "a", told, late); ok {
@@ -205,13 +205,13 @@ func TestL1InDoubt(t *testing.T) {
 	if err := s.handle(message); err != nil {
 		t.Fatal(err)
 	}
-	l.store(l.mark("a"), "a", entryMeta{}, time.Hour)
+	l.store(l.mark("a"), "a", entryMeta{}, "", time.Hour)
 	mark := l.mark("b")
 	l.doubt()
 	if _, ok := l.get(f, "a", l.look(), base); ok {
 		t.Error("served in doubt")
 	}
-	l.store(mark, "b", entryMeta{}, time.Hour)
+	l.store(mark, "b", entryMeta{}, "", time.Hour)
 	message.Values["n"] = "2"
 	if err := s.handle(message); err != nil {
 		t.Fatal(err)
@@ -233,11 +233,11 @@ func TestL1ForgetsNoDrop(t *testing.T) {
 	l.drop("a")
 	l.drop("b")
 	l.drop("c") // "a" is forgotten
-	l.store(old, "old", entryMeta{}, time.Hour)
+	l.store(old, "old", entryMeta{}, "", time.Hour)
 	if l.entries.Contains("a") {
 		t.Error("kept although it was dropped since")
 	}
-	if l.store(l.mark("a"), "new", entryMeta{}, time.Hour); !l.entries.Contains("a") {
+	if l.store(l.mark("a"), "new", entryMeta{}, "", time.Hour); !l.entries.Contains("a") {
 		t.Error("not kept although nothing was dropped since")
 	}
 	if n := len(l.recent); n > len(l.order) {
@@ -251,7 +251,7 @@ func TestL1KeepsForATime(t *testing.T) {
 	l, _ := bareL1(t, 4, base)
 	f := &family{Family: &mapping.Family{Class: &mapping.Class{Staleness: time.Hour}}}
 	told := base.Add(time.Minute).UnixMicro()
-	l.store(l.mark("a"), "a", entryMeta{}, time.Minute)
+	l.store(l.mark("a"), "a", entryMeta{}, "", time.Minute)
 	if _, ok := l.get(f, "a", told, base.Add(61*time.Second)); ok {
 		t.Error("served after its time")
 	}
@@ -281,7 +281,7 @@ func benchL1(t testing.TB) (*l1, *family, time.Time) {
 	l, _ := bareL1(t, 1000, base)
 	l.fresh.Store(base.UnixMicro())
 	for i := range 1000 {
-		l.store(l.mark(fmt.Sprintf("item:%d", i)), "value", entryMeta{}, time.Hour)
+		l.store(l.mark(fmt.Sprintf("item:%d", i)), "value", entryMeta{}, "", time.Hour)
 	}
 	return l, &family{Family: &mapping.Family{Class: &mapping.Class{Staleness: time.Hour}}}, base
 }

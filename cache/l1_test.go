@@ -193,7 +193,7 @@ func TestL1MarksProperty(t *testing.T) {
 			case "store":
 				for i := range readers {
 					if readers[i].read {
-						l.store(readers[i].m, readers[i].value, entryMeta{}, time.Hour)
+						l.store(readers[i].m, readers[i].value, entryMeta{}, "", time.Hour)
 						readers = append(readers[:i], readers[i+1:]...)
 						break
 					}
@@ -499,7 +499,7 @@ func TestL1KeepsItsPlace(t *testing.T) {
 	if moved, err := s.place(t.Context(), true); err != nil || !moved || l.look() == 0 {
 		t.Fatalf("moved %v, %v, fresh %d", moved, err, l.look())
 	}
-	l.store(l.mark("a"), "a", entryMeta{}, time.Hour)
+	l.store(l.mark("a"), "a", entryMeta{}, "", time.Hour)
 	b.tell(tell{session: "aa", n: 2, fresh: time.Now()})
 	if moved, err := s.place(t.Context(), false); err != nil || moved || l.entries.Len() != 1 {
 		t.Errorf("moved %v, %v, %d entries", moved, err, l.entries.Len())
@@ -511,7 +511,7 @@ func TestL1KeepsItsPlace(t *testing.T) {
 		t.Errorf("a stream that is gone: moved %v, %v, %d entries", moved, err, l.entries.Len())
 	}
 	// What was told and lost before the first message that is seen is not known.
-	l.store(l.mark("a"), "a", entryMeta{}, time.Hour)
+	l.store(l.mark("a"), "a", entryMeta{}, "", time.Hour)
 	if err := s.handle(redis.XMessage{ID: "9-9", Values: map[string]any{"s": "aa", "n": "4", "f": "1"}}); err != nil || l.entries.Len() != 0 {
 		t.Errorf("%v, %d entries", err, l.entries.Len())
 	}

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -55,7 +56,11 @@ func run[V any](ctx context.Context, c *Client, f *family, keys []string, load l
 	for round := 1; ; round++ {
 		if len(pending) > 0 && proved {
 			if err := c.register(ctx, f, keys, pending); err != nil {
-				c.log.Warn("what depends on an entity could not be registered, so it is not stored", "family", f.Name, "error", err)
+				level := slog.LevelWarn
+				if errors.Is(err, errEntity) {
+					level = slog.LevelDebug // the daemon's other mappings were told of once
+				}
+				c.log.Log(ctx, level, "what depends on an entity could not be registered, so it is not stored", "family", f.Name, "error", err)
 				proved = false
 			}
 			registered = append(registered, pending...)

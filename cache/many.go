@@ -59,6 +59,7 @@ type many[T any] struct {
 	items []Item[T]
 
 	missing []missingItem // not in the cache, and to be loaded together
+	stamp   string        // of the family, when they were asked for
 	past    []int         // to be loaded together past the cache
 	rest    []int         // to be got one by one
 }
@@ -98,7 +99,7 @@ func (m *many[T]) cached(ctx context.Context) error {
 			return err
 		}
 		if version != versionNone && trusted {
-			if out, ok := v.fromL1(key, m.token, told, time.Now()); ok {
+			if out, ok := v.fromL1(key, m.token, told, time.Now(), known); ok {
 				m.take(i, &out)
 				continue
 			}
@@ -133,6 +134,7 @@ func (m *many[T]) cached(ctx context.Context) error {
 		known = v.c.control.look()
 	}
 	stillTrusted, _ := v.c.holds(v.f, known, time.Now())
+	m.stamp = known.stamp(v.f)
 	for n, get := range gets {
 		raw, err := get.Result()
 		v.c.asked(ctx, err)
@@ -141,8 +143,14 @@ func (m *many[T]) cached(ctx context.Context) error {
 			m.missing = append(m.missing, asked[n])
 			continue
 		case err == nil:
-			if e, ok := parseEntry(raw); ok && e.kind != kindLease && e.at(millisOf(now)) == fresh && stillTrusted {
+			e, ok := parseEntry(raw)
+			if ok && stillTrusted && !v.f.believes(known, e.stamp) { // as good as absent
+				m.missing = append(m.missing, asked[n])
+				continue
+			}
+			if ok && e.kind != kindLease && e.at(millisOf(now)) == fresh && stillTrusted {
 				if out, err := v.decode(&e, resultHit); err == nil && v.c.meets(v.f, &out.meta, m.token, known) {
+					out.stamp = m.stamp
 					v.storeL1(asked[n].mark, &out)
 					m.take(asked[n].at, &out)
 					continue
@@ -165,7 +173,7 @@ func (m *many[T]) leases(ctx context.Context) error {
 	tokens := make([]token, len(m.missing))
 	calls := make([]call, len(m.missing))
 	for i := range m.missing {
-		calls[i] = call{m.missing[i].key, readArgs(&tokens[i], v.c.o.lease, modeRead)}
+		calls[i] = call{m.missing[i].key, readArgs(&tokens[i], v.c.o.lease, modeRead, m.stamp)}
 	}
 	var mine []missingItem
 	var held []string // leases
@@ -257,6 +265,7 @@ func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l
 	var failed error
 	for i, item := range l.value {
 		outs[i] = outcomeOf(item.Value, !item.Found, &l.source, resultMiss)
+		outs[i].stamp = m.stamp
 		if !l.proved {
 			v.f.metrics.refused[refusedLoader].Inc()
 			continue

@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// lease is the right to fill, and the family's stamp that was known before it was taken.
+type lease struct{ token, stamp string }
+
 // modeEarly is modeRefresh for who would rather have no load of its own.
 const modeEarly = "early"
 
@@ -31,11 +34,16 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 		if !v.f.Versioned {
 			known = v.c.control.look()
 		}
+		stamp := known.stamp(v.f)
+		if stamp == "" && v.f.Class.OnDoubt != onDoubtServe { // of what would be stored nobody would know what it is
+			v.f.metrics.bypasses[doubtStamp].Inc()
+			return v.past(ctx, load)
+		}
 		script := modeRead
 		if mode != modeRead {
 			script = modeRefresh
 		}
-		a, err := v.c.scripts.callRead(ctx, v.c.rdb, key, v.c.o.lease, script)
+		a, err := v.c.scripts.callRead(ctx, v.c.rdb, key, v.c.o.lease, script, stamp)
 		v.c.asked(ctx, err)
 		if err != nil {
 			v.f.metrics.bypasses[doubtRedis].Inc()
@@ -43,19 +51,19 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 			return v.past(ctx, load)
 		}
 		old, readable := v.open(a.entry)
-		old.known = known
+		old.known, old.stamp = known, stamp
 		switch a.verdict {
 		case verdictLease:
-			return v.fill(ctx, key, mark, a.token, token, nil, load)
+			return v.fill(ctx, key, mark, lease{a.token, stamp}, token, nil, load)
 		case verdictExpired:
-			return v.fill(ctx, key, mark, a.token, token, oldIf(&old, readable), load)
+			return v.fill(ctx, key, mark, lease{a.token, stamp}, token, oldIf(&old, readable), load)
 		case verdictRefresh:
 			if mode == modeRead && readable && v.c.meets(v.f, &old.meta, token, known) {
-				v.behind(ctx, key, mark, a.token, load)
+				v.behind(ctx, key, mark, lease{a.token, stamp}, load)
 				old.result = resultStale
 				return old, nil
 			}
-			return v.fill(ctx, key, mark, a.token, token, oldIf(&old, readable), load)
+			return v.fill(ctx, key, mark, lease{a.token, stamp}, token, oldIf(&old, readable), load)
 		case verdictValue, verdictStale:
 			if readable && v.c.meets(v.f, &old.meta, token, known) && mode != modeRefresh || mode == modeEarly {
 				if a.verdict == verdictStale {
@@ -112,31 +120,31 @@ func oldIf[T any](old *outcome[T], readable bool) *outcome[T] {
 }
 
 // behind loads while the old value is served.
-func (v *View[T]) behind(ctx context.Context, key string, mark l1Mark, lease string, load loader[T]) {
+func (v *View[T]) behind(ctx context.Context, key string, mark l1Mark, held lease, load loader[T]) {
 	started := v.c.detached(ctx, func(ctx context.Context) {
 		defer v.rescue()
-		if _, err := v.fill(ctx, key, mark, lease, nil, nil, load); err != nil {
+		if _, err := v.fill(ctx, key, mark, held, nil, nil, load); err != nil {
 			v.c.log.Debug("a value could not be refreshed; the old one is served while it may be", "family", v.f.Name, "error", err)
 		}
 	})
 	if !started {
-		v.release(ctx, key, lease)
+		v.release(ctx, key, held.token)
 	}
 }
 
 // fill loads with the lease, and stores what comes of it. old is what may be given when the
 // source is down; nil for nothing.
-func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease string, token *Token, old *outcome[T], load loader[T]) (outcome[T], error) {
+func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, held lease, token *Token, old *outcome[T], load loader[T]) (outcome[T], error) {
 	returned := false
 	defer func() {
 		if !returned { // the loader panicked
-			v.release(ctx, key, lease)
+			v.release(ctx, key, held.token)
 		}
 	}()
 	l, err := run(ctx, v.c, v.f, []string{key}, load, loadOptions{leased: true, token: token})
 	returned = true
 	if err != nil {
-		v.release(ctx, key, lease)
+		v.release(ctx, key, held.token)
 		if old != nil && errors.Is(err, ErrUnavailable) && v.mayGive(old, token) {
 			return v.giveOld(old, err), nil
 		}
@@ -144,14 +152,15 @@ func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, lease strin
 	}
 	defer l.end()
 	out := outcomeOf(l.value, l.notFound, &l.source, resultMiss)
+	out.stamp = held.stamp
 	if !l.proved {
 		v.f.metrics.refused[refusedLoader].Inc()
-		v.release(ctx, key, lease)
+		v.release(ctx, key, held.token)
 		return out, nil
 	}
-	args, err := v.fillArgs(&out, lease)
+	args, err := v.fillArgs(&out, held.token)
 	if args == nil {
-		v.giveUp(ctx, key, lease, out.meta.negative) // of a row that is gone, what is cached is wrong
+		v.giveUp(ctx, key, held.token, out.meta.negative) // of a row that is gone, what is cached is wrong
 		return out, err
 	}
 	if !out.standby {
@@ -203,7 +212,8 @@ func (v *View[T]) filled(ctx context.Context, mark l1Mark, out *outcome[T], stor
 		v.f.metrics.refused[refusedRevoked].Inc()
 	default:
 		v.f.metrics.fills.Inc()
-		out.stored = true
+		// Under another stamp the daemon's word is not about this load.
+		out.stored = out.known.stamp(v.f) == out.stamp
 		v.storeL1(mark, out)
 	}
 }

@@ -190,7 +190,7 @@ func TestEarlyRefresh(t *testing.T) {
 	fields := strings.SplitN(e[headerLen:], " ", 4)
 	fields[2] = "60000"
 	until := string(appendMillis(nil, time.Now().Add(time.Minute).UnixMilli()))
-	if err := b.rdb.Set(t.Context(), "item:1", e[:freshAt]+until+until+strings.Join(fields, " "), time.Hour).Err(); err != nil {
+	if err := b.rdb.Set(t.Context(), "item:1", e[:freshAt]+until+until+e[stampAt:headerLen]+strings.Join(fields, " "), time.Hour).Err(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is refreshed", func() bool {

@@ -284,6 +284,7 @@ func TestControlSleeps(t *testing.T) {
 	v := view(b, "item")
 	b.get(v, 1, "one")
 	c := newControl(testControlKey, b.pool, b.c.clock, time.Hour, b.c.log)
+	c.stamps = b.c.control.stamps
 	c.rdb = b.rdb
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -130,13 +130,13 @@ const (
 
 func millis(d time.Duration) int64 { return d.Milliseconds() }
 
-func readArgs(t *token, lease time.Duration, mode string) []any {
-	return []any{t, millis(lease), mode}
+func readArgs(t *token, lease time.Duration, mode, stamp string) []any {
+	return []any{t, millis(lease), mode, stamp}
 }
 
-func (s *scripts) callRead(ctx context.Context, rdb redis.Cmdable, key string, lease time.Duration, mode string) (readAnswer, error) {
+func (s *scripts) callRead(ctx context.Context, rdb redis.Cmdable, key string, lease time.Duration, mode, stamp string) (readAnswer, error) {
 	var t token
-	return parseRead(s.read.run(ctx, rdb, key, readArgs(&t, lease, mode)...), &t)
+	return parseRead(s.read.run(ctx, rdb, key, readArgs(&t, lease, mode, stamp)...), &t)
 }
 
 func parseRead(cmd *redis.Cmd, t *token) (readAnswer, error) {

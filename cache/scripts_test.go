@@ -23,7 +23,10 @@ type scriptTest struct {
 	s   *scripts
 }
 
-const testKey = "page:1"
+const (
+	testKey   = "page:1"
+	testStamp = "00000000000000c1"
+)
 
 func newScriptTest(t *testing.T) *scriptTest {
 	return &scriptTest{T: t, rdb: servertest.Redis(t).Client(t), s: newScripts()}
@@ -31,7 +34,7 @@ func newScriptTest(t *testing.T) *scriptTest {
 
 func (t *scriptTest) read(mode string) readAnswer {
 	t.Helper()
-	a, err := t.s.callRead(t.Context(), t.rdb, testKey, testLease, mode)
+	a, err := t.s.callRead(t.Context(), t.rdb, testKey, testLease, mode, testStamp)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +141,7 @@ func TestLeaseSentAgain(t *testing.T) {
 	s := newScriptTest(t)
 	const token = "00000000000000aa"
 	for range 2 {
-		got, err := s.s.read.run(t.Context(), s.rdb, testKey, token, 10000, modeRead).Slice()
+		got, err := s.s.read.run(t.Context(), s.rdb, testKey, token, 10000, modeRead, testStamp).Slice()
 		if err != nil || len(got) != 1 || got[0] != string(verdictLease) {
 			t.Fatalf("answer %v, %v, want the lease", got, err)
 		}
@@ -149,7 +152,7 @@ func TestLeaseSentAgain(t *testing.T) {
 func TestTokenIsDrawnForEachAttempt(t *testing.T) {
 	s := newScriptTest(t)
 	var tok token
-	cmd := redis.NewCmd(t.Context(), append([]any{"eval", readSource, 1, testKey}, readArgs(&tok, testLease, modeRead)...)...)
+	cmd := redis.NewCmd(t.Context(), append([]any{"eval", readSource, 1, testKey}, readArgs(&tok, testLease, modeRead, testStamp)...)...)
 	s.must(s.rdb.Process(t.Context(), cmd)) // whose reply is lost
 	first := tok.text
 	s.must(s.rdb.Process(t.Context(), cmd)) // so the client sends it again
@@ -206,7 +209,7 @@ func TestFillIsRefused(t *testing.T) {
 
 func TestExpiredLeaseIsNobodys(t *testing.T) {
 	s := newScriptTest(t)
-	first, err := s.s.callRead(t.Context(), s.rdb, testKey, time.Millisecond, modeRead)
+	first, err := s.s.callRead(t.Context(), s.rdb, testKey, time.Millisecond, modeRead, testStamp)
 	s.must(err)
 	waitFor(t, "the lease to expire", func() bool { return s.rdb.Exists(t.Context(), testKey).Val() == 0 })
 	s.expect(modeRead, verdictLease)
@@ -269,15 +272,15 @@ func TestForeignValuesCountAsAbsent(t *testing.T) {
 		"a list":          func(s *scriptTest) error { return s.rdb.RPush(s.Context(), testKey, "a").Err() },
 		"another's value": func(s *scriptTest) error { return s.rdb.Set(s.Context(), testKey, `{"a":1}`, 0).Err() },
 		"empty":           func(s *scriptTest) error { return s.rdb.Set(s.Context(), testKey, "", 0).Err() },
-		"cut off":         func(s *scriptTest) error { return s.rdb.Set(s.Context(), testKey, "cdc1V00", 0).Err() },
+		"cut off":         func(s *scriptTest) error { return s.rdb.Set(s.Context(), testKey, "cdc2V00", 0).Err() },
 		"a kind of later": func(s *scriptTest) error {
-			return s.rdb.Set(s.Context(), testKey, "cdc1X"+strings.Repeat("f", 52)+" \n", 0).Err()
+			return s.rdb.Set(s.Context(), testKey, "cdc2X"+strings.Repeat("f", 52)+testStamp+" \n", 0).Err()
 		},
 		"times are no digits": func(s *scriptTest) error {
-			return s.rdb.Set(s.Context(), testKey, "cdc1V"+strings.Repeat("z", 52)+" \n", 0).Err()
+			return s.rdb.Set(s.Context(), testKey, "cdc2V"+strings.Repeat("z", 52)+testStamp+" \n", 0).Err()
 		},
 		"a value without end": func(s *scriptTest) error {
-			return s.rdb.Set(s.Context(), testKey, "cdc1V"+strings.Repeat("f", 52)+" ", 0).Err()
+			return s.rdb.Set(s.Context(), testKey, "cdc2V"+strings.Repeat("f", 52)+testStamp+" ", 0).Err()
 		},
 	}
 	for name, set := range put {
@@ -385,7 +388,7 @@ func TestScriptsWithoutMemory(t *testing.T) {
 		t.Errorf("fill: %v, want OOM", err)
 	}
 	s.must(s.s.callRelease(t.Context(), s.rdb, testKey, held.token, false))
-	if _, err := s.s.callRead(t.Context(), s.rdb, testKey, testLease, modeRead); !redis.HasErrorPrefix(err, "OOM") {
+	if _, err := s.s.callRead(t.Context(), s.rdb, testKey, testLease, modeRead, testStamp); !redis.HasErrorPrefix(err, "OOM") {
 		t.Errorf("read: %v, want OOM", err)
 	}
 	full("0")
@@ -404,7 +407,7 @@ func TestScriptsAreLoadedWhereTheyAreMissing(t *testing.T) {
 	}
 	s.must(s.rdb.ScriptFlush(t.Context()).Err())
 	var t1, t2 token
-	cmds := s.s.read.runAll(t.Context(), s.rdb, []call{{testKey, readArgs(&t1, testLease, modeRead)}, {"page:2", readArgs(&t2, testLease, modeRead)}})
+	cmds := s.s.read.runAll(t.Context(), s.rdb, []call{{testKey, readArgs(&t1, testLease, modeRead, testStamp)}, {"page:2", readArgs(&t2, testLease, modeRead, testStamp)}})
 	for i, want := range []verdict{verdictValue, verdictLease} {
 		if a, err := parseRead(cmds[i], []*token{&t1, &t2}[i]); err != nil || a.verdict != want {
 			t.Errorf("call %d: %v, %v, want %s", i, a.verdict, err, want)

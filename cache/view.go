@@ -76,9 +76,10 @@ type outcome[T any] struct {
 	// known is what was known of the daemon before Redis was asked for the value, or for
 	// storing it; before the position of a standby was, for a load there.
 	known   *controlState
+	stamp   string    // of the family, as known before the value was read or its lease was taken
 	at      time.Time // before the snapshot of a load; zero for what was cached
 	standby bool      // it was loaded there
-	stored  bool      // the load's fill was accepted: nothing had made it stale
+	stored  bool      // the load's fill was accepted, under the stamp of known: nothing had made it stale
 }
 
 func (v *View[T]) count(out *outcome[T], err error) {
@@ -134,7 +135,7 @@ func (v *View[T]) getOnce(ctx context.Context, vars Vars, load loader[T], token 
 	now, cached := time.Now(), version != versionNone
 	trusted, why := v.c.holds(v.f, known, now)
 	if cached && trusted {
-		if out, ok := v.fromL1(key, token, told, now); ok {
+		if out, ok := v.fromL1(key, token, told, now, known); ok {
 			return out, nil
 		}
 	}
@@ -158,7 +159,7 @@ func (v *View[T]) getOnce(ctx context.Context, vars Vars, load loader[T], token 
 	switch {
 	case err == nil:
 		e, ok := parseEntry(raw)
-		if !ok || e.kind == kindLease || e.at(millisOf(now)) != fresh {
+		if !ok || e.kind == kindLease || !v.f.believes(known, e.stamp) || e.at(millisOf(now)) != fresh {
 			break
 		}
 		out, err := v.decodeHit(&e, token)
@@ -177,6 +178,7 @@ func (v *View[T]) getOnce(ctx context.Context, vars Vars, load loader[T], token 
 		if early(&e, millisOf(now)) {
 			v.refreshSoon(ctx, key, load, known)
 		}
+		out.stamp = known.stamp(v.f)
 		v.storeL1(mark, &out)
 		return out, nil
 	case errors.Is(err, redis.Nil) || isReply(err): // another type, perhaps, which read.lua replaces

@@ -18,5 +18,9 @@ func StuckKey(prefix, slot string) string { return prefix + "stuck:{" + slot + "
 // SkipKey is described with StuckKey.
 func SkipKey(prefix, slot string) string { return prefix + "skip:{" + slot + "}" }
 
+// StampsKey is the key of the stamps of the families that a slot's daemon follows. It is in the
+// cluster slot of the control hash.
+func StampsKey(prefix, slot string) string { return prefix + "stamps:{" + slot + "}" }
+
 // DependentsKey is the key of the set of what depends on an entity.
 func DependentsKey(prefix, entity string) string { return prefix + "dep:" + entity }

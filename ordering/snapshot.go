@@ -65,3 +65,20 @@ func (s *Snapshot) shows(x uint64) bool {
 func (s *Snapshot) widen(xid uint32) uint64 {
 	return s.xmax + uint64(int64(int32(xid-uint32(s.xmax))))
 }
+
+// Past says whether every transaction that was running at an earlier snapshot has ended: what
+// it committed is visible in this one, and in all that are taken later.
+func (s *Snapshot) Past(earlier *Snapshot) bool {
+	if s.xmax < earlier.xmax {
+		return false
+	}
+	for _, x := range earlier.xip {
+		if !s.shows(x) {
+			return false
+		}
+	}
+	return true
+}
+
+// Running is how many transactions were.
+func (s *Snapshot) Running() int { return len(s.xip) }

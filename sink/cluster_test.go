@@ -166,7 +166,7 @@ func TestCluster(t *testing.T) {
 	}
 	unversioned := numbered("t:%d:search:0:shoes", 100)
 	fill(t, c.client, unversioned...)
-	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t), versioned(t), family(t, "top")}, nil); err != nil {
+	if _, err := r.PurgeBehind(t.Context(), []*mapping.Family{plain(t), versioned(t), family(t, "top")}, nil); err != nil {
 		t.Error(err)
 	}
 	if n := present(t, c.client, unversioned...); n != 0 {
@@ -187,7 +187,7 @@ func TestClusterDedicatedPurge(t *testing.T) {
 	if err := r.SetState(t.Context(), StateGap, "x"); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.PurgeAll(t.Context(), nil, nil); err != nil {
+	if err := r.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if n := present(t, c.client, numbered("k%d", 1000)...); n != 0 {
@@ -251,7 +251,7 @@ func TestClusterPurgeWhileSlotsMove(t *testing.T) {
 		count, _ := strconv.Atoi(calls)
 		return count
 	}
-	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t)}, nil); err != nil {
+	if _, err := r.PurgeBehind(t.Context(), []*mapping.Family{plain(t)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	for n := range c.nodes {

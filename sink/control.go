@@ -48,6 +48,8 @@ type Control struct {
 	State      State
 	Reason     string
 	StateSince time.Time
+	Stamps     string    // revision of the stamps that hold, see PublishStamps; "" for none
+	Purging    []string  // families whose purge is not done
 	Updated    time.Time // the writer's clock
 	// Have and HaveEnd are Applied and End of the primary that has least: replay starts there.
 	Have, HaveEnd lsn.LSN
@@ -90,6 +92,8 @@ func (c *Control) fields() []any {
 		"reason", c.Reason,
 		"state_since", hexTime(c.StateSince),
 		"state_revision", hex64(c.revision),
+		"stamps", c.Stamps,
+		"purging", strings.Join(c.Purging, " "),
 		"updated", hexTime(c.Updated),
 	}
 	for class, mark := range c.held {
@@ -108,6 +112,7 @@ func parseControl(m map[string]string) (Control, error) {
 		Found:  true,
 		Source: Source{SystemID: m["system_id"], Epoch: m["epoch"]},
 		Region: m["region"], State: State(m["state"]), Reason: m["reason"], writer: m["writer"], nodes: m["nodes"],
+		Stamps: m["stamps"], Purging: strings.Fields(m["purging"]),
 	}
 	var errs []error
 	number := func(name string, digits int) uint64 {
@@ -241,7 +246,7 @@ func (r *Redis) controlStatus(be *backend, addr, answer string) (err error) {
 	case "generation":
 		err = fmt.Errorf("%w: it has another generation", ErrSuperseded)
 	case "revision":
-		err = fmt.Errorf("%w: a later state is published", ErrSuperseded)
+		err = fmt.Errorf("%w: a later state, or other stamps, are published", ErrSuperseded)
 	case "node":
 		err = fmt.Errorf("%w: %s: another history (replication id)", ErrNodeChanged, addr)
 		be.guard.fail(err)

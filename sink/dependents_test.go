@@ -79,7 +79,7 @@ func TestDependents(t *testing.T) {
 			if n := present(t, c, append(keys, "other:7", "inv:dep:product:7")...); n != 0 {
 				t.Errorf("%d are still there", n)
 			}
-			if v := get(t, c, "page:7"); !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") {
+			if v := get(t, c, "page:7"); !strings.HasPrefix(v, "cdc2V"+nobody+"000000000000") {
 				t.Errorf("a dependent of a soft family is %q", v)
 			}
 			if present(t, c, "t:1:user:left", "inv:dep:product:77") != 2 {
@@ -204,7 +204,7 @@ func TestDependentsWhileSlotsMove(t *testing.T) {
 	if _, err := p.Exec(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if v := dump.Val(); !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") {
+	if v := dump.Val(); !strings.HasPrefix(v, "cdc2V"+nobody+"000000000000") {
 		t.Errorf("the soft one is %q", v)
 	}
 	// Every product's, when the set itself is on the way.
@@ -261,7 +261,7 @@ func TestDependentsAndSoftResent(t *testing.T) {
 			t.Fatalf("cut after %d bytes: another entity's are gone", after)
 		}
 		for _, k := range []string{"page:1", "page:2"} {
-			if v := get(t, c, k); !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") || !strings.HasSuffix(v, "\npayload") {
+			if v := get(t, c, k); !strings.HasPrefix(v, "cdc2V"+nobody+"000000000000") || !strings.HasSuffix(v, "\npayload") {
 				t.Fatalf("cut after %d bytes: %s is %q", after, k, v)
 			}
 		}

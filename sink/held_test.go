@@ -592,7 +592,7 @@ func TestHeldAndDedicatedPurge(t *testing.T) {
 	h := newSharedHeld(t)
 	h.dedicated = true
 	h.put(h.invs("t:1:user:1")...)
-	if err := h.PurgeAll(t.Context(), h.plan.Families(), nil); err != nil {
+	if err := h.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	h.put(h.invs("t:1:user:2")...)

@@ -22,48 +22,27 @@ const (
 	scanDiscount = 10
 )
 
-// Progress tells of a purge of families.
-type Progress struct {
-	Family      string // done last; empty for a flushed database
-	Done, Total int    // families
-	Removed     int64  // keys removed, or moved forward, so far
-}
-
-// PurgeAll removes everything of the families: with redis.dedicated the whole
-// database, else what scans find, at the configured rate. Version keys are
-// moved on, to a value they never had. Resend after any error.
-func (r *Redis) PurgeAll(ctx context.Context, families []*mapping.Family, progress func(Progress)) error {
+// Flush empties the whole database, which is for redis.dedicated: nothing but what is cached
+// lies in it. The stamps go with it, and are to be published anew. Resend after any error.
+func (r *Redis) Flush(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if progress == nil {
-		progress = func(Progress) {}
-	}
+	const op = "flush the database"
 	be, err := r.ready(ctx)
 	if err != nil {
-		return r.fail("purge", "", err)
+		return r.fail(op, "", err)
 	}
-	if r.dedicated {
-		if err := r.flushDatabase(ctx, be); err != nil {
-			return r.fail("purge", "", err)
-		}
-		if err := r.publishPurge(ctx, be); err != nil {
-			return err
-		}
-		progress(Progress{Done: len(families), Total: len(families)})
-		return r.fail("purge", "", r.seatHeld(ctx, be))
+	if err := r.flushDatabase(ctx, be); err != nil {
+		return r.fail(op, "", err)
 	}
-	p := Progress{Total: len(families)}
-	for _, f := range families {
-		// Stream 0 is below any other, so every version found is counted up.
-		removed, err := r.purge(ctx, be, f, nil, zeroStream, 0)
-		if err != nil {
-			return r.fail("purge of family "+f.Name, "", err)
-		}
-		p.Family, p.Done, p.Removed = f.Name, p.Done+1, p.Removed+removed
-		progress(p)
+	if err := r.publishPurge(ctx, be); err != nil {
+		return err
 	}
-	return r.publishPurge(ctx, be)
+	return r.fail(op, "", r.seatHeld(ctx, be))
 }
+
+// Dedicated says whether the whole database may be flushed.
+func (r *Redis) Dedicated() bool { return r.dedicated }
 
 // publishPurge tells that everything was removed.
 func (r *Redis) publishPurge(ctx context.Context, be *backend) error {
@@ -154,7 +133,7 @@ func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenan
 		r.metrics.purges.Inc()
 		return 1, nil
 	}
-	total, err := r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.Pattern(tenant), versioned: f.Versioned, stream: stream, at: at})
+	total, err := r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.Pattern(tenant), advance: f.Versioned, stream: stream, at: at})
 	if err == nil && f.Versioned {
 		var n int64
 		n, err = r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.AbsentPattern(tenant)})
@@ -211,6 +190,9 @@ func (r *Redis) moveVersion(ctx context.Context, be *backend, key []byte, stream
 // one already scanned; so when slots were moving, everything is scanned once
 // more: what moved during the first pass lies still in the second.
 func (r *Redis) scanAll(ctx context.Context, be *backend, proto scan) (int64, error) {
+	if proto.limiter == nil {
+		proto.limiter = r.limiter
+	}
 	var total int64
 	for pass := 1; ; pass++ {
 		before, err := be.layout(ctx)

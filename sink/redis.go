@@ -40,14 +40,16 @@ type Options struct {
 
 // Redis applies batches to one Redis: a server, a sentinel group or a cluster.
 //
-// Apply, Checkpoint, StartGeneration, PurgeAll and Attach exclude each other and
+// Apply, Checkpoint, StartGeneration, Flush and Attach exclude each other and
 // are meant for the one goroutine that applies; KeepHeld, Drain and the other methods for
 // what is held exclude all of these, and are meant for another one. SetState, SetEpoch,
-// SaveCatalog and LoadCatalog may be called at any time from any other.
+// SaveCatalog, LoadCatalog, the methods for stamps and PurgeBehind may be called at any time
+// from any other.
 type Redis struct {
 	endpoint   *endpoint
 	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
 	controlKey string
+	stampsKey  string
 	prefix     string // of the sink's own keys
 	region     string
 	slot       string
@@ -55,8 +57,9 @@ type Redis struct {
 	log        *slog.Logger
 	metrics    *metrics
 	scripts    *scripts
-	limiter    *rate.Limiter
-	writer     string // nonce of this process
+	limiter    *rate.Limiter // of what invalidates families
+	behind     *rate.Limiter // of purges that nobody waits for
+	writer     string        // nonce of this process
 	now        func() time.Time
 	sourceNow  func() time.Time
 	onScan     func()
@@ -114,13 +117,15 @@ func Open(o Options) (*Redis, error) {
 		endpoint:   e,
 		prefix:     prefix,
 		controlKey: mapping.ControlKey(prefix, o.Slot),
+		stampsKey:  mapping.StampsKey(prefix, o.Slot),
 		region:     o.Region,
 		slot:       o.Slot,
 		dedicated:  o.Config.Dedicated,
 		log:        logger,
 		metrics:    m,
 		scripts:    newScripts(),
-		limiter:    rate.NewLimiter(rate.Limit(scanRate), max(scanRate/10, scanCount)),
+		limiter:    newScanLimiter(scanRate),
+		behind:     newScanLimiter(scanRate),
 		writer:     nonce(),
 		now:        time.Now,
 		sourceNow:  o.SourceNow,
@@ -137,6 +142,10 @@ func Open(o Options) (*Redis, error) {
 	r.login.Store(e)
 	r.backend.Store(r.newBackend())
 	return r, nil
+}
+
+func newScanLimiter(perSecond int) *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(perSecond), max(perSecond/10, scanCount))
 }
 
 func (r *Redis) newBackend() *backend {

@@ -3,8 +3,10 @@ package sink
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/time/rate"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 )
@@ -15,9 +17,13 @@ type scan struct {
 	be         *backend
 	c          *redis.Client
 	pattern    string
-	versioned  bool
+	advance    bool // what the pattern matches are version keys
+	versioned  bool // what is being removed is
 	stream     string
-	each       func(key string) error // instead of removing; of keys that belong to the sink
+	limiter    *rate.Limiter
+	sort       func(keys []string) (remove, versions []string) // of what the pattern matches; may be nil
+	page       func(removed int64)                             // called after each page; may be nil
+	each       func(key string) error                          // instead of removing; of keys that belong to the sink
 	at         lsn.LSN
 	removed    int64
 	redirected bool // a key was on the move
@@ -26,7 +32,7 @@ type scan struct {
 func (s *scan) run(ctx context.Context) error {
 	var cursor uint64
 	for {
-		if err := s.r.limiter.WaitN(ctx, scanCount/scanDiscount); err != nil {
+		if err := s.limiter.WaitN(ctx, scanCount/scanDiscount); err != nil {
 			return err
 		}
 		cmd := s.c.Scan(ctx, cursor, s.pattern, scanCount)
@@ -39,20 +45,11 @@ func (s *scan) run(ctx context.Context) error {
 		if s.r.onScan != nil {
 			s.r.onScan()
 		}
-		for len(keys) > 0 {
-			n := min(len(keys), advanceKeys)
-			if s.each != nil {
-				for _, key := range keys {
-					if err := s.each(key); err != nil {
-						return err
-					}
-				}
-				break
-			}
-			if err := s.remove(ctx, keys[:n]); err != nil {
-				return err
-			}
-			keys = keys[n:]
+		if err := s.handle(ctx, keys); err != nil {
+			return err
+		}
+		if s.page != nil {
+			s.page(s.removed)
 		}
 		if cursor = next; cursor == 0 {
 			return nil
@@ -60,10 +57,41 @@ func (s *scan) run(ctx context.Context) error {
 	}
 }
 
+// handle does with a page of keys what the scan is for.
+func (s *scan) handle(ctx context.Context, keys []string) error {
+	if s.each != nil {
+		for _, key := range keys {
+			if err := s.each(key); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var versions []string
+	switch {
+	case s.sort != nil:
+		keys, versions = s.sort(keys)
+	case s.advance:
+		keys, versions = nil, keys
+	}
+	for _, part := range []struct {
+		keys      []string
+		versioned bool
+	}{{versions, true}, {keys, false}} { // what may be either is removed in the end
+		s.versioned = part.versioned
+		for keys := range slices.Chunk(part.keys, advanceKeys) {
+			if err := s.remove(ctx, keys); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // remove takes the keys that were found away, or forward. One that has moved to
 // another node meanwhile is not an error: the next pass meets it there.
 func (s *scan) remove(ctx context.Context, keys []string) error {
-	if err := s.r.limiter.WaitN(ctx, len(keys)); err != nil {
+	if err := s.limiter.WaitN(ctx, len(keys)); err != nil {
 		return err
 	}
 	for attempt := 1; ; attempt++ {

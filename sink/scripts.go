@@ -21,6 +21,9 @@ var stateSource string
 //go:embed lua/epoch.lua
 var epochSource string
 
+//go:embed lua/stamps.lua
+var stampsSource string
+
 //go:embed lua/advance.lua
 var advanceSource string
 
@@ -57,7 +60,7 @@ type script struct {
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
 	checkpoint, install, state, epoch, advance, soft, dependents, publish script
-	hold, take, done, settle                                              script
+	hold, take, done, settle, stamps                                      script
 }
 
 func newScripts() *scripts {
@@ -74,6 +77,7 @@ func newScripts() *scripts {
 		take:       script{source: takeSource},
 		done:       script{source: doneSource},
 		settle:     script{source: settleSource},
+		stamps:     script{source: stampsSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -84,7 +88,7 @@ func newScripts() *scripts {
 
 func (s *scripts) all() []*script {
 	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish,
-		&s.hold, &s.take, &s.done, &s.settle}
+		&s.hold, &s.take, &s.done, &s.settle, &s.stamps}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

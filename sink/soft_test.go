@@ -14,10 +14,12 @@ import (
 
 const nobody = "0000000000000000" + "000000000000" // no holder, and no deadline
 
+const stamp = "00000000000000c1"
+
 // entry is one as readers store it. holder is 28 digits: a token and its deadline.
 func entry(kind, holder string, fresh, stale time.Time) string {
 	ms := func(t time.Time) string { return fmt.Sprintf("%012x", t.UnixMilli()) }
-	return "cdc1" + kind + holder + ms(fresh) + ms(stale) + " fields\npayload"
+	return "cdc2" + kind + holder + ms(fresh) + ms(stale) + stamp + " fields\npayload"
 }
 
 func set(t testing.TB, c redis.UniversalClient, key, value string, ttl time.Duration) {
@@ -60,7 +62,7 @@ func TestSoftMarksValues(t *testing.T) {
 	const holder = "00000000000000aa" + "ffffffffffff"
 	set(t, c, "page:1", entry("V", holder, now.Add(time.Hour), now.Add(2*time.Hour)), 2*time.Hour)
 	set(t, c, "page:soon", entry("V", nobody, now.Add(time.Hour), now.Add(time.Second)), time.Hour)
-	set(t, c, "page:lease", "cdc1L"+holder+strings.Repeat("0", 24), time.Minute)
+	set(t, c, "page:lease", "cdc2L"+holder+strings.Repeat("0", 24)+stamp, time.Minute)
 	set(t, c, "page:none", entry("N", nobody, now.Add(time.Hour), now.Add(time.Hour)), time.Hour)
 	set(t, c, "page:plain", "somebody's", time.Hour)
 	set(t, c, "kept:1", entry("V", nobody, now.Add(time.Hour), now.Add(2*time.Hour)), 3*time.Hour)
@@ -77,7 +79,7 @@ func TestSoftMarksValues(t *testing.T) {
 	header := func(key string) (v string, stale time.Time, ttl time.Duration) {
 		t.Helper()
 		v = get(t, c, key)
-		if !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") || !strings.HasSuffix(v, " fields\npayload") {
+		if !strings.HasPrefix(v, "cdc2V"+nobody+"000000000000") || !strings.HasSuffix(v, " fields\npayload") {
 			t.Fatalf("%s is %q", key, v)
 		}
 		var ms int64
@@ -144,7 +146,7 @@ func TestSoftInACluster(t *testing.T) {
 	}
 	apply(t, r, softBatch(f, 0, keys...))
 	for _, k := range keys {
-		if v := get(t, client, k); !strings.HasPrefix(v, "cdc1V"+nobody+"000000000000") {
+		if v := get(t, client, k); !strings.HasPrefix(v, "cdc2V"+nobody+"000000000000") {
 			t.Fatalf("%s is %q", k, v)
 		}
 	}

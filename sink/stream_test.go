@@ -184,15 +184,8 @@ func TestStreamTellsOfABatch(t *testing.T) {
 	if sessions, holes := breaks(all); sessions != 1 || len(holes) > 0 {
 		t.Errorf("%d sessions, holes at %v, without any error", sessions, holes)
 	}
-	if err := r.PurgeAll(t.Context(), []*mapping.Family{plain(t)}, nil); err != nil {
-		t.Fatal(err)
-	}
-	all = messagesOf(t, c, key)
-	if last := all[len(all)-1]; !last.all {
-		t.Errorf("a purge of everything is told as %+v", last)
-	}
 	r.dedicated = true
-	if err := r.PurgeAll(t.Context(), nil, nil); err != nil {
+	if err := r.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if all = messagesOf(t, c, key); len(all) != 1 || !all[0].all {

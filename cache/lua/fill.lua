@@ -18,18 +18,19 @@
 -- the snapshot of what is stored here. So every invalidation that the snapshot may
 -- have missed is still to come. A copy of this call that arrives late finds the
 -- holder gone: what is stored has none.
--- The fields are described in read.lua.
-local cur = redis.pcall('GETRANGE', KEYS[1], 0, 56)
+-- The stamp is the one of the lease: what the caller has learned since is not what its
+-- snapshot was taken under. The fields are described in read.lua.
+local cur = redis.pcall('GETRANGE', KEYS[1], 0, 72)
 if type(cur) == 'table' then
   if not string.find(cur.err, 'WRONGTYPE', 1, true) then return cur end
   return 0
 end
-if string.sub(cur, 1, 4) ~= 'cdc1' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end
+if string.sub(cur, 1, 4) ~= 'cdc2' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 if string.sub(cur, 22, 33) <= string.format('%012x', ms) then return 0 end
 local fresh = ms + ARGV[3]
 local stale = fresh + ARGV[4]
-redis.call('SET', KEYS[1], 'cdc1' .. ARGV[2] .. '0000000000000000000000000000'
-  .. string.format('%012x%012x', fresh, stale) .. ARGV[6], 'PX', ARGV[3] + ARGV[4] + ARGV[5])
+redis.call('SET', KEYS[1], 'cdc2' .. ARGV[2] .. '0000000000000000000000000000'
+  .. string.format('%012x%012x', fresh, stale) .. string.sub(cur, 58, 73) .. ARGV[6], 'PX', ARGV[3] + ARGV[4] + ARGV[5])
 return 1

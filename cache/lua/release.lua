@@ -11,12 +11,12 @@
 --
 -- Why a script: between a GET and an UNLINK the key may have become somebody else's.
 -- The fields are described in read.lua.
-local cur = redis.pcall('GETRANGE', KEYS[1], 0, 56)
+local cur = redis.pcall('GETRANGE', KEYS[1], 0, 72)
 if type(cur) == 'table' then
   if not string.find(cur.err, 'WRONGTYPE', 1, true) then return cur end
   return 0
 end
-if string.sub(cur, 1, 4) ~= 'cdc1' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end
+if string.sub(cur, 1, 4) ~= 'cdc2' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end
 if string.sub(cur, 5, 5) == 'L' or ARGV[2] == 'drop' then
   redis.call('UNLINK', KEYS[1])
 else

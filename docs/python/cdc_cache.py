@@ -7,6 +7,7 @@ threads. Times are seconds.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -28,7 +29,7 @@ Loader = Callable[[psycopg.Connection, Callable[..., None]], bytes]  # load(conn
 
 _RESERVED = re.compile("[\x00-\x20\x7f%:*?\\[\\]{}\\\\\udc80-\udcff]")
 _VARIABLE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
-_HEADER = 57
+_HEADER = 73
 
 
 class NotFound(Exception):
@@ -58,6 +59,7 @@ class Family:
 @dataclass(frozen=True)
 class Entry:
     found: bool  # False: a negative entry
+    stamp: str
     fresh_until: int
     lsn: str
     snapshot: str
@@ -73,13 +75,13 @@ class Entry:
 
     @classmethod
     def _parse(cls, raw: bytes | None) -> Entry | None:
-        if raw is None or raw[:4] != b"cdc1" or raw[4:5] not in (b"V", b"N"):
+        if raw is None or raw[:4] != b"cdc2" or raw[4:5] not in (b"V", b"N"):
             return None
         fields, newline, payload = raw[_HEADER:].partition(b"\n")
         if not newline:
             return None
         _loaded_at, _load_time, lsn, snapshot, *_later_versions = fields.decode().split()
-        return cls(raw[4:5] == b"V", int(raw[33:45], 16), lsn, snapshot, payload)
+        return cls(raw[4:5] == b"V", raw[57:73].decode(), int(raw[33:45], 16), lsn, snapshot, payload)
 
     def contains(self, token: str | None) -> bool:
         """Whether everything that was visible at the token's moment was visible to the load."""
@@ -174,9 +176,10 @@ class Cache:
         lease: float = 5,
     ) -> None:
         self._rdb, self._connect, self._prefix, self._lease = rdb, connect, prefix, lease
-        self._control = f"{prefix}source:{{{slot}}}"
+        self._control, self._stamps_key = f"{prefix}source:{{{slot}}}", f"{prefix}stamps:{{{slot}}}"
         scripts = (rdb.register_script((lua / f"{n}.lua").read_bytes()) for n in ("read", "fill", "release", "register"))
         self._read, self._fill, self._release, self._register = scripts
+        self._stamps: tuple[bytes, dict] = b"", {}  # revision, and what it says
         self._source_clock: tuple[float, float] | None = None  # it said the second a little after the first
 
     def get(
@@ -211,18 +214,42 @@ class Cache:
             # Too old to be returned as loaded. If it was stored, the next look shows whether it still holds.
         raise TooSlow(f"{family.name}: three loads took longer than {family.staleness} s")
 
-    def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, Entry | None]:
-        """Until when (time.monotonic) the class is proved, Redis' clock in ms, the key, and its entry. The control hash
+    def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, str, Entry | None]:
+        """Until when (time.monotonic) the class is proved, Redis' clock in ms, the family's stamp ("" for none), the key, and its entry. The control hash
         comes first: what it proves holds for what is read later, versions included, not for what was read before."""
         name = render(family.version or family.key, variables)
         with self._rdb.pipeline(transaction=False) as p:
-            p.hmget(self._control, "state", "fresh_as_of").time().get(name)
+            p.hmget(self._control, "state", "fresh_as_of", "stamps").time().get(name)
             control, (seconds, micros), raw = p.execute(raise_on_error=False)
         if family.version:
             name, raw = self._versioned(family, variables, name, raw)
         if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
             raw = None
-        return self._proved_until(family, control), seconds * 1000 + micros // 1000, name, Entry.parse(raw)
+        stamp = self._stamp(family, control)
+        until = self._proved_until(family, control) if stamp or family.serve_in_doubt else -math.inf
+        entry = Entry.parse(raw)
+        if entry is not None and entry.stamp != stamp and (stamp or not family.serve_in_doubt):
+            entry = None  # of before the family was followed, or of another reader's file
+        return until, seconds * 1000 + micros // 1000, stamp, name, entry
+
+    def _stamp(self, family: Family, control: object) -> str:
+        """Under which entries of the family are believed. The hash names the text that held when it was read."""
+        revision = control[2] if isinstance(control, list) else None
+        if not revision:
+            return ""
+        if revision != self._stamps[0]:
+            stamps = json.loads(self._rdb.get(self._stamps_key) or b"{}")
+            if stamps.get("revision") != revision.decode():
+                return ""  # gone, or newer: the next look has both
+            self._stamps = revision, stamps
+        theirs = self._stamps[1]["families"].get(family.name, {})
+        mine = (family.key, family.version, round(family.staleness * 1e6), round(family.hold * 1e6))
+        agreed = mine == tuple(theirs.get(term) for term in ("key", "version", "staleness", "hold"))
+        return theirs["stamp"] if agreed else ""
+
+    def _followed(self, entity: str) -> bool:
+        kind, *values = entity.split(":")
+        return self._stamps[1].get("entities", {}).get(kind) == {"variables": len(values)}
 
     def _versioned(self, family: Family, variables: Mapping[str, Value], name: str, version: object) -> tuple[str, object]:
         if version is None:
@@ -253,14 +280,14 @@ class Cache:
         unreadable = False
         while True:
             token = secrets.token_hex(8)  # of one call alone: a copy that is late must not bring a revoked lease back
-            until, now, key, entry = self._look(family, variables)  # the version, too: it may move during a wait
+            until, now, stamp, key, entry = self._look(family, variables)  # the version, too: it may move during a wait
             old = _Old.of(family, entry, at_least, until)
             if time.monotonic() >= until:
                 return _Answer(old=old)
             if entry is not None and now < entry.fresh_until and entry.contains(at_least):
                 return _Answer(entry=entry)
             mode = "read" if at_least is None and not unreadable else "refresh"
-            what, *rest = self._read(keys=[key], args=[token, int(self._lease * 1000), mode])
+            what, *rest = self._read(keys=[key], args=[token, int(self._lease * 1000), mode, stamp])
             if what == b"lease":
                 return _Answer(key, token=token)
             entry = Entry.parse(rest[0]) if what != b"wait" else None
@@ -281,16 +308,19 @@ class Cache:
     def _load_registered(self, family: Family, answer: _Answer, load: Loader, entities: set[str]) -> _Load:
         """Loads; every entity is registered before the snapshot of the load that is stored."""
         registered: set[str] = set()
+        followed = True
         life = self._lease + max(family.ttl + family.stale_for + family.fail_safe, family.negative_ttl)
         for _ in range(3):
             new = entities - registered if answer.token else set()
             try:
                 for entity in new:
+                    followed = followed and self._followed(entity)  # else nobody would remove what depends on it
                     self._register(keys=[f"{self._prefix}dep:{entity}"], args=[int(life * 1000), f"{family.name} {answer.key}"])
             except redis.RedisError:
                 answer.token = ""  # what is not registered is not stored
             registered |= new
             loaded = self._load(load, entities)
+            loaded.whole = loaded.whole and followed
             if not answer.token or entities <= registered:
                 return loaded
         loaded.whole = False  # it declares something else each time

@@ -23,6 +23,7 @@ const (
 	conditionStandby   = "synchronous_standby"
 	conditionHeld      = "held"
 	conditionStuck     = "stuck"
+	conditionStamps    = "stamps"
 )
 
 // conditionKind is what is fixed of a condition.
@@ -44,10 +45,11 @@ func conditionKinds() []conditionKind {
 		{name: conditionStuck, ready: true},
 		{name: conditionSource, ready: true, session: true, fix: "see that the source accepts ordinary connections from the daemon's role"},
 		{name: conditionRedis, ready: true, session: true, fix: "see that Redis is reachable and takes writes; invalidations wait in the slot meanwhile"},
-		{name: conditionGap, ready: true, session: true, fix: "nothing to do: every mapped family is being purged; look for why the slot or Redis changed"},
+		{name: conditionGap, ready: true, session: true, fix: "nothing to do: readers use the cache again as soon as all that came before is visible; look for why the slot or Redis changed"},
 		{name: conditionMappings, fix: "correct the file and reload again; the mappings from before are in force"},
 		{name: conditionIdentity, session: true},
 		{name: conditionHeld, session: true, fix: "see that Redis is reachable and takes writes; what is held back of classes with linger or max_rate stays in Redis meanwhile"},
+		{name: conditionStamps, session: true, fix: "end them: SELECT pid, xact_start, state FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and look at pg_prepared_xacts"},
 	}
 }
 

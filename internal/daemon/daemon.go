@@ -93,6 +93,9 @@ type daemon struct {
 	spoilt bool
 	// checks are the session's conditions; of the same goroutine.
 	checks *checks
+	// settling says that the state is a gap until the stamps are published.
+	settling atomic.Bool
+	stamper  atomic.Pointer[stamper] // of the session; nil before the first one
 	// published is the state that this attachment has written last, "" where that is not
 	// known: of trust, then of keepState.
 	published sink.State

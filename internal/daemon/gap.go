@@ -82,9 +82,9 @@ func (d *daemon) owe(ctx context.Context, reason string) {
 
 // resume decides whether the stored checkpoint proves that the slot still holds
 // everything which Redis has not got. If so, it returns the position up to which
-// transactions can be skipped. If not, that is a gap: it is published first, then
-// every mapped family is purged, and counting begins anew. resumed says which; if not,
-// the state is to be trusted once the catalogs are stored.
+// transactions can be skipped. If not, that is a gap: it is published first, then counting
+// begins anew. resumed says which; if not, the state stays a gap until all families have new
+// stamps (stamper).
 func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replication.SetupResult, stored sink.Control) (skip lsn.LSN, resumed bool, err error) {
 	source := sink.Source{SystemID: setup.Epoch.SystemID, Timeline: setup.Epoch.Timeline, Epoch: setup.Epoch.Encode()}
 	gap, err := d.gap(ctx, control, setup, stored)
@@ -100,7 +100,7 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 				return 0, false, err
 			}
 		}
-		return stored.Have, true, d.trust(ctx)
+		return stored.Have, true, nil
 	case gap == "":
 		if err := d.sink.StartGeneration(ctx, source); err != nil {
 			return 0, false, err
@@ -108,7 +108,7 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 		d.log.Warn("first attachment: changes are followed from here on; what was cached before is not known to be fresh",
 			"slot", setup.Slot.Name, "from", setup.Slot.ConfirmedLSN)
 	default:
-		if err := d.purge(ctx, source, gap); err != nil {
+		if err := d.beginAnew(ctx, source, gap); err != nil {
 			return 0, false, err
 		}
 	}
@@ -135,7 +135,7 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	case setup.SlotCreated:
 		return "the slot was created anew", nil
 	case stored.State == sink.StateGap:
-		return "the last gap's purge was not finished: " + stored.Reason, nil
+		return "the last gap was not settled: " + stored.Reason, nil
 	case stored.Source.SystemID != setup.Epoch.SystemID:
 		return fmt.Sprintf("another cluster: system id %s, was %s", setup.Epoch.SystemID, stored.Source.SystemID), nil
 	case stored.Source.Timeline != setup.Epoch.Timeline:
@@ -170,11 +170,11 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	return "", nil
 }
 
-// purge settles a gap.
-func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) error {
+// beginAnew tells of a gap, and begins a generation without any stamps.
+func (d *daemon) beginAnew(ctx context.Context, source sink.Source, reason string) error {
 	d.metrics.gaps.Inc()
 	d.checks.failed(conditionGap, reason, fixFor(conditionGap))
-	d.log.Error("gap: invalidations may have been missed; purging every mapped family", "reason", reason)
+	d.log.Error("gap: invalidations may have been missed; all that is cached is given up", "reason", reason)
 	if err := d.sink.SetState(ctx, sink.StateGap, reason); err != nil {
 		return err
 	}
@@ -182,10 +182,6 @@ func (d *daemon) purge(ctx context.Context, source sink.Source, reason string) e
 	if err := d.sink.StartGeneration(ctx, source); err != nil {
 		return err
 	}
-	if err := d.sink.PurgeAll(ctx, d.plan.Load().Families(), d.purgeProgress); err != nil {
-		return fmt.Errorf("purge after a gap: %w", err)
-	}
-	d.owed = ""
-	d.log.Info("gap closed: every mapped family is purged")
+	d.owed = "" // from here on Redis says it
 	return nil
 }

@@ -32,6 +32,7 @@ type metrics struct {
 	ddl            *prometheus.CounterVec
 	reloads        *prometheus.CounterVec
 	reloadOK       prometheus.Gauge
+	purging        prometheus.Gauge
 	overRate       *prometheus.CounterVec
 }
 
@@ -56,7 +57,7 @@ func newMetrics(reg Registry) *metrics {
 		invalidations:  counter("invalidations_total", "Invalidations that rows mapped to, before equal ones were merged."),
 		keys:           counter("applied_total", "Invalidations that Redis has acknowledged, after merging."),
 		backpressure:   counter("queue_full_total", "Times that reading the log had to wait for Redis."),
-		gaps:           counter("gaps_total", "Times that it could not be proved that nothing was missed, so that every family was purged."),
+		gaps:           counter("gaps_total", "Times that it could not be proved that nothing was missed, so that all that was cached was given up."),
 		skips:          counter("skipped_transactions_total", "Transactions that were given up because they could not be read, each a gap."),
 		lookupsRefused: counter("lookups_refused_total", "for_each queries that failed, so that the whole family was invalidated."),
 		widenings:      vec("widened_total", "Invalidations that were widened to a family or tenant because a value was not known.", "reason"),
@@ -80,10 +81,13 @@ func newMetrics(reg Registry) *metrics {
 		stuck: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "stuck", Help: "1 while the stream ends with the same error at the same position at each attempt.",
 		}),
+		purging: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "purging_families", Help: "Families of which what was cached before they were followed is still being removed.",
+		}),
 		byClass: map[string]prometheus.Observer{},
 	}
 	m.reloadOK.Set(1)
-	reg.MustRegister(m.latency, m.gateWait, m.reloadOK, m.stuck)
+	reg.MustRegister(m.latency, m.gateWait, m.reloadOK, m.stuck, m.purging)
 	return m
 }
 

@@ -36,6 +36,7 @@ type receiver struct {
 	watcher     *replication.CatalogWatcher
 	distrusting bool // there are tables whose changes do not tell all
 
+	stamps *stamper
 	plan   *mapping.Plan
 	tables map[*decoder.Relation]*mapping.Table
 	byID   map[uint32]*decoder.Relation // as last described, to notice DDL
@@ -284,10 +285,11 @@ func (r *receiver) bind(rel *decoder.Relation) {
 	}
 }
 
-// reload takes a new plan, if there is one, between two transactions.
+// reload takes a new plan between two transactions, once readers have been told which families are
+// followed otherwise under it.
 func (r *receiver) reload() {
 	plan := r.d.plan.Load()
-	if plan == r.plan {
+	if plan == r.plan || !r.stamps.ready(plan) {
 		return
 	}
 	r.plan = plan
@@ -299,4 +301,5 @@ func (r *receiver) reload() {
 			r.d.tableBound(rel, t)
 		}
 	}
+	r.stamps.switched.Store(plan)
 }

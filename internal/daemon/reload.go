@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
@@ -87,6 +88,9 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	d.findings(d.health.current(), result.Findings)
 	d.plan.Store(plan)
+	if err := d.stampsWithdrawn(ctx, plan); err != nil {
+		return err
+	}
 	if follow {
 		d.heartbeat.SetInterval(file.Source.Heartbeat)
 	}
@@ -96,4 +100,27 @@ func (d *daemon) reload(ctx context.Context) error {
 		w.SetInterval(lookInterval(plan))
 	}
 	return nil
+}
+
+// withdrawTimeout bounds how long a reload waits for Redis. The plan is taken when Redis has been told
+// all the same.
+const withdrawTimeout = 10 * time.Second
+
+// stampsWithdrawn waits until the next transaction is mapped by the plan: where a session streams,
+// readers have to be told of it first. Where none does, the next one begins with it.
+func (d *daemon) stampsWithdrawn(ctx context.Context, plan *mapping.Plan) error {
+	giveUp := time.Now().Add(withdrawTimeout)
+	for {
+		s := d.stamper.Load()
+		if s == nil || s.ready(plan) || d.plan.Load() != plan {
+			return nil
+		}
+		if time.Now().After(giveUp) {
+			d.log.Warn("Redis has not been told of the new mappings yet; they are in force once it is")
+			return nil
+		}
+		if !sleep(ctx, stampPause) {
+			return ctx.Err()
+		}
+	}
 }

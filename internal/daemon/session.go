@@ -137,9 +137,8 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	}
 	if resumed {
 		catalog, err = d.knownCatalog(ctx, catalog)
-	} else if err = d.sink.SaveCatalog(ctx, catalog); err == nil {
-		// Last: a daemon that ends after it has nothing to make up for at its next start.
-		err = d.trust(ctx)
+	} else {
+		err = d.sink.SaveCatalog(ctx, catalog)
 	}
 	if err != nil {
 		return false, err
@@ -147,11 +146,23 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	if err := d.settleSkip(ctx, setup.Slot.ConfirmedLSN); err != nil {
 		return false, err
 	}
+	// Before the state becomes ok, which it does at once only where nothing was missed: else
+	// it is a gap until all families have their new stamps.
+	stamps, err := d.attachStamps(ctx, setup.Epoch, resumed)
+	if err != nil {
+		return false, err
+	}
+	d.unproved()
+	if resumed {
+		if err := d.trust(ctx); err != nil {
+			return false, err
+		}
+	}
 	replication.CloseControl(ctx, control) // nothing asks it any more, and connections are scarce
 	if !resumed {
 		stored = sink.Control{}
 	}
-	return true, d.pump(ctx, stream, setup, catalog, skip, stored)
+	return true, d.pump(ctx, stream, setup, catalog, stamps, skip, stored)
 }
 
 // setUp brings the source to where the slot can be streamed. Making a slot waits
@@ -211,19 +222,19 @@ func (d *daemon) setupOptions(plan *mapping.Plan) replication.SetupOptions {
 
 // pump streams until ctx ends or something changes. What was queued by then is
 // applied, checkpointed and confirmed before it returns.
-func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup replication.SetupResult, catalog replication.CatalogState, skip lsn.LSN, stored sink.Control) error {
+func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup replication.SetupResult, catalog replication.CatalogState, stamps *stamper, skip lsn.LSN, stored sink.Control) error {
 	start := ordering.Position{Timeline: setup.Epoch.Timeline, CommitLSN: skip, EndLSN: setup.Slot.ConfirmedLSN}
 	if skip == stored.Applied {
 		start.CommitTime, start.XID = stored.CommitTime, stored.XID
 	}
 	queue := ordering.NewQueue(start)
 	window := ordering.NewWindow(d.file.Redis.ReplayWindow)
-	plan := d.plan.Load()
+	plan := stamps.switched.Load()
 	early := d.sink.NewEarly()
 	r := &receiver{
 		d: d, stream: stream, early: early, dec: decoder.NewFor(stream.Encoding()), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
 		history: newHistory(stored),
-		plan:    plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
+		stamps:  stamps, plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}
 	a := &applier{d: d, checks: d.checks, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
 	watcher := d.newWatcher(plan, queue, catalog)
@@ -254,6 +265,10 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
 	helpers.Go(func() error { return newDrainer(d, d.checks, leave).run(streamCtx) })
 	helpers.Go(func() error { return r.settler.run(streamCtx) })
+	stamps.leave = leave
+	helpers.Go(func() error { return stamps.run(streamCtx) })
+	helpers.Go(func() error { return stamps.purge(streamCtx) })
+	d.stamper.Store(stamps)
 
 	known, _ := d.sink.Known()
 	d.progress.attached(setup, queue, known.Applied, known.End)

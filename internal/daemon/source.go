@@ -11,7 +11,6 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
-	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
 func (d *daemon) connectFor(purpose string) func(context.Context) (*pgx.Conn, error) {
@@ -179,8 +178,4 @@ func (d *daemon) streaming(setup replication.SetupResult) {
 	if d.o.OnAttached != nil {
 		d.o.OnAttached()
 	}
-}
-
-func (d *daemon) purgeProgress(p sink.Progress) {
-	d.log.Info("purging", "family", p.Family, "done", p.Done, "of", p.Total, "removed", p.Removed)
 }

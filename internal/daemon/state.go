@@ -17,11 +17,15 @@ const (
 	stateRetry = time.Second
 )
 
+// unproved forgets, at the begin of an attachment, what was known under another one.
+func (d *daemon) unproved() {
+	d.fresh.begin()
+	d.published = ""
+}
+
 // trust publishes, at the begin of an attachment, that nothing is missing but what is
 // still to come through the slot.
 func (d *daemon) trust(ctx context.Context) error {
-	d.fresh.begin()
-	d.published = ""
 	if err := d.setState(ctx); err != nil {
 		return err
 	}
@@ -62,7 +66,7 @@ func (d *daemon) keepState(ctx context.Context, leave context.CancelCauseFunc) e
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			if now.Before(notBefore) {
+			if now.Before(notBefore) || d.settling.Load() {
 				continue
 			}
 		}

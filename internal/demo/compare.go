@@ -63,7 +63,7 @@ func compare(ctx context.Context, rdb *redis.Client, conn *pgx.Conn, entries []*
 // comparison must not trust what it judges. fresh is false for the lease of a reader that is
 // loading, and for a value that the daemon has marked as stale.
 func held(entry string) (value string, fresh bool) {
-	const magic, freshUntil, fixed = "cdc1", 33, 57
+	const magic, freshUntil, fixed = "cdc2", 33, 73
 	if len(entry) < fixed || !strings.HasPrefix(entry, magic) {
 		return entry, true // nobody else writes here: it is counted as stale
 	}

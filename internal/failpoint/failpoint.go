@@ -26,6 +26,12 @@ const (
 	HeldDone    Point = "held_done"    // it is in no set any more
 )
 
+// The points of a family that begins to be followed.
+const (
+	Stamping      Point = "stamping"       // all that came before is visible, its stamp is not published
+	PurgingBehind Point = "purging_behind" // it is, and nothing of what was cached before is removed
+)
+
 // CatalogLook is before each look at the catalogs. Tests hold it, so that DDL is
 // noticed by the log or not at all.
 const CatalogLook Point = "catalog_look"

@@ -10,7 +10,7 @@
 -- cluster. At most 100 keys, since a script holds up every other client.
 --
 -- An entry is described in docs/protocol.md: kind in byte 5, holder 6..21, the holder's
--- deadline 22..33, fresh until 34..45, stale until 46..57.
+-- deadline 22..33, fresh until 34..45, stale until 46..57, stamp 58..73.
 --
 -- Why it holds: a lease is removed, and a value's holder with it, as UNLINK would do. No
 -- clock calls a value fresh whose time is 0. Neither time is ever moved forward, so a
@@ -23,10 +23,10 @@ local marked = 0
 for i, key in ipairs(KEYS) do
   local serve = tonumber(ARGV[1 + i])
   local keep = serve + ARGV[1]
-  local header = redis.pcall('GETRANGE', key, 0, 56)
+  local header = redis.pcall('GETRANGE', key, 0, 72)
   local done = false
   if type(header) == 'table' and not string.find(header.err, 'WRONGTYPE', 1, true) then return header end
-  if keep > 0 and type(header) == 'string' and string.sub(header, 1, 5) == 'cdc1V' and #header == 57 then
+  if keep > 0 and type(header) == 'string' and string.sub(header, 1, 5) == 'cdc2V' and #header == 73 then
     local stale = string.format('%012x', now + serve)
     if string.sub(header, 46, 57) < stale then stale = string.sub(header, 46, 57) end
     local left = redis.call('PTTL', key)

@@ -30,10 +30,10 @@ func one(file, old, new string) []edit { return []edit{{file, old, new}} }
 func plantedBugs() []planted {
 	return []planted{
 		{"fill.lua takes every token", "lease runs out during a load",
-			one("cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc1' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end", "")},
+			one("cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc2' or string.sub(cur, 6, 21) ~= ARGV[1] then return 0 end", "")},
 		{"fill.lua stores where nothing is any more", "loader asleep across invalidations",
 			[]edit{
-				{"cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc1' or", "if cur ~= '' and"},
+				{"cache/lua/fill.lua", "if string.sub(cur, 1, 4) ~= 'cdc2' or", "if cur ~= '' and"},
 				{"cache/lua/fill.lua", "if string.sub(cur, 22, 33) <=", "if cur ~= '' and string.sub(cur, 22, 33) <="},
 			}},
 		{"the snapshot is taken before the lease", "lease taken late", []edit{

@@ -124,7 +124,7 @@ func (s *stage) cellOf(key string) (cell, bool) {
 // decode reads what a key holds: an entry of the protocol, or what naive readers store.
 func decode(s *stage, key, raw string, parts int) (shown []int64, ok bool) {
 	s.t.Helper()
-	if !strings.HasPrefix(raw, "cdc1") {
+	if !strings.HasPrefix(raw, "cdc2") {
 		if strings.HasPrefix(raw, "lease:") {
 			return nil, false
 		}
@@ -137,7 +137,7 @@ func decode(s *stage, key, raw string, parts int) (shown []int64, ok bool) {
 		return shown, true
 	}
 	fields, payload, _ := strings.Cut(raw, "\n")
-	if len(fields) < 57 {
+	if len(fields) < 73 {
 		s.t.Fatalf("%s holds an entry with a header of %d bytes", key, len(fields))
 	}
 	marked := fields[33:45] == "000000000000"

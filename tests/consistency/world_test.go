@@ -307,7 +307,10 @@ func (w *world) settle(p *process) {
 		if p.ended() {
 			w.t.Fatalf("the daemon ended: %v\n%s", p.err, p.log.String())
 		}
-		return w.control()["state"] == "ok" && w.reached(now)
+		control := w.control()
+		// Stamps are named only while there are any, and a purge that goes on removes what is
+		// right, too.
+		return control["state"] == "ok" && control["stamps"] != "" && control["purging"] == "" && w.reached(now)
 	})
 }
 

@@ -127,6 +127,22 @@ func TestEveryConditionComesBack(t *testing.T) {
 		{name: "mappings", reason: "mappings.yaml",
 			spoil: func() { w.writeConfig("mappings: ["); p.reload(refused) },
 			mend:  func() { writeFile(t, w.config, string(good)); p.reload(reloaded) }},
+		{name: "stamps", reason: "reads of 1 families go to the source",
+			spoil: func() {
+				blocker = servertest.Connect(t, admins)
+				if _, err := blocker.Exec(t.Context(), `BEGIN; SELECT pg_current_xact_id()`); err != nil {
+					t.Fatal(err)
+				}
+				w.writeConfig(strings.Replace(conditionsMappings, `"item:{name}"`, `"items:{name}"`, 1))
+				p.reloadSays(reloaded)
+			},
+			mend: func() {
+				if _, err := blocker.Exec(t.Context(), `COMMIT`); err != nil {
+					t.Fatal(err)
+				}
+				writeFile(t, w.config, string(good))
+				p.reload(reloaded)
+			}},
 		{name: "replica_identity", reason: "table public.items",
 			spoil: func() { w.exec(`ALTER TABLE items REPLICA IDENTITY DEFAULT`) },
 			mend:  func() { w.exec(`ALTER TABLE items REPLICA IDENTITY FULL`) }},

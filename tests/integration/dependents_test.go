@@ -205,7 +205,7 @@ func (w *world) putEntry(key, kind string, fresh time.Duration) {
 	w.t.Helper()
 	now := time.Now()
 	ms := func(d time.Duration) string { return fmt.Sprintf("%012x", now.Add(d).UnixMilli()) }
-	entry := "cdc1" + kind + "00000000000000aa" + ms(fresh) + ms(fresh) + ms(fresh) + " fields\npayload"
+	entry := "cdc2" + kind + "00000000000000aa" + ms(fresh) + ms(fresh) + ms(fresh) + "00000000000000c1" + " fields\npayload"
 	w.secrets.addKeys(key)
 	if err := w.rdb.Set(w.t.Context(), key, entry, fresh).Err(); err != nil {
 		w.t.Fatal(err)
@@ -226,7 +226,7 @@ func (w *world) wantMarked(atMost time.Duration, keys ...string) {
 			w.t.Fatal(err)
 		}
 		const nobody = "0000000000000000" + "000000000000"
-		if len(v) < 57 || v[:5] != "cdc1V" || v[5:33] != nobody || v[33:45] != "000000000000" || !strings.HasSuffix(v, " fields\npayload") {
+		if len(v) < 73 || v[:5] != "cdc2V" || v[5:33] != nobody || v[33:45] != "000000000000" || !strings.HasSuffix(v, " fields\npayload") {
 			w.t.Errorf("%s is not marked: %q", key, v)
 			continue
 		}

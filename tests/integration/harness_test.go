@@ -32,6 +32,7 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
 
@@ -268,8 +269,40 @@ func (w *world) control() map[string]string {
 	return m
 }
 
+// stamps are those that readers know of now; nil where there are none.
+func (w *world) stamps() *mapping.Stamps {
+	text, err := w.rdb.Get(context.Background(), "inv:stamps:{"+w.slot+"}").Result()
+	if err != nil {
+		return nil // Redis is away, or there are none: whoever waits looks again
+	}
+	stamps, err := mapping.ParseStamps(text)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return stamps
+}
+
+// followed says whether all families of the file have a stamp, and nothing of what was
+// cached before is left to be removed.
+func (w *world) followed() bool {
+	stamps, control := w.stamps(), w.control()
+	if stamps == nil || control["stamps"] != stamps.Revision || control["purging"] != "" {
+		return false
+	}
+	file, err := mapping.LoadOffline(w.config)
+	if err != nil {
+		return true // not the file that is in force
+	}
+	for _, k := range file.Keys {
+		if _, ok := stamps.Families[k.Name]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
 // settle waits until everything that was committed before is applied, what is held back
-// included, the state is ok, and p, when given, is still running.
+// included, the state is ok, what was cached before a family was followed is removed, and p, when given, is still running.
 func (w *world) settle(p *process) {
 	w.t.Helper()
 	if w.blind { // what the daemon cannot know is never settled
@@ -277,7 +310,7 @@ func (w *world) settle(p *process) {
 		return
 	}
 	w.reach(p, "settled")
-	w.eventually("the state is ok", func() bool { return w.control()["state"] == "ok" })
+	w.eventually("the state is ok", func() bool { return w.control()["state"] == "ok" && w.followed() })
 }
 
 // applied waits until everything that was committed before is applied, or is held back,

@@ -30,6 +30,15 @@ const (
 // reload sends SIGHUP and waits until the daemon says what came of it.
 func (p *process) reload(says string) {
 	p.w.t.Helper()
+	p.reloadSays(says)
+	if says == reloaded {
+		p.w.eventually("what the new file adds is followed", p.w.followed)
+	}
+}
+
+// reloadSays is reload without waiting until all of the new file is followed.
+func (p *process) reloadSays(says string) {
+	p.w.t.Helper()
 	before := p.logged(says)
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		p.w.t.Fatal(err)

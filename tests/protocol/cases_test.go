@@ -78,6 +78,11 @@ func cases() []protocolCase {
 		{"a token is honoured", tokens},
 		{"a token is honoured while another one refreshes", tokenWhileRefreshing},
 		{"what is not proved is not served", doubt},
+		{"what was cached before a family was followed anew is loaded again", stampMoved},
+		{"a lease from before a family was followed anew is nobody's", leaseOfBefore},
+		{"a family that is not followed is read from the source", notFollowed},
+		{"a family on other terms is read from the source", otherTerms},
+		{"what depends on an entity that is not followed is not stored", entityNotFollowed},
 		{"what is not proved is served where the class says so", doubtServed},
 		{"a value too old to be returned is loaded again", tooOldToReturn},
 		{"Redis down: the source is read", redisDown},
@@ -107,7 +112,7 @@ func missIsStored(t *testing.T, s *scene) {
 	before := time.Now()
 	r := s.a.begin(t, s.request("item")).loads(t)
 	e := s.entry(t, s.key("item"))
-	if e.Magic != "cdc1" || e.Kind != "L" || e.Fields != "" || e.Fresh+e.Stale != strings.Repeat("0", 24) {
+	if e.Magic != "cdc2" || e.Kind != "L" || e.Fields != "" || e.Fresh+e.Stale != strings.Repeat("0", 24) {
 		t.Errorf("the lease is %+v", e)
 	}
 	if !regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(e.Holder) || e.Holder == nobody {
@@ -317,8 +322,8 @@ func negativeOff(t *testing.T, s *scene) {
 }
 
 func foreignIsReplaced(t *testing.T, s *scene) {
-	header := exampleEntry(t)[:57]
-	for _, raw := range []string{"", "hello", "cdc1", "cdc2" + header[4:] + " x\nforeign", header, header[:4] + "X" + header[5:] + " x\nforeign"} {
+	header := exampleEntry(t)[:73]
+	for _, raw := range []string{"", "hello", "cdc2", "cdc1" + header[4:] + " x\nforeign", header, header[:4] + "X" + header[5:] + " x\nforeign"} {
 		s.id++
 		s.write(t, s.id, "one")
 		if err := s.rdb.Set(t.Context(), s.key("item"), raw, 0).Err(); err != nil {

@@ -134,25 +134,25 @@ func TestHeaderIsTheCodes(t *testing.T) {
 		end = offset + length
 		offsets = append(offsets, row[0])
 	}
-	if end != 57 || strings.Join(offsets, " ") != "0 4 5 21 33 45" {
+	if end != 73 || strings.Join(offsets, " ") != "0 4 5 21 33 45 57" {
 		t.Errorf("the header has %d bytes, with fields at %v", end, offsets)
 	}
 	code, err := os.ReadFile(filepath.Join("..", "..", "cache", "entry.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range map[string]int{"headerLen": 57, "kindAt": 4, "freshAt": 33, "staleAt": 45} {
+	for name, value := range map[string]int{"headerLen": 73, "kindAt": 4, "freshAt": 33, "staleAt": 45, "stampAt": 57} {
 		if !regexp.MustCompile(fmt.Sprintf(`\b%s\s+= %d\n`, name, value)).Match(code) {
 			t.Errorf("cache/entry.go does not have %s = %d", name, value)
 		}
 	}
 	script := luaHeader(t, "cache", "read")
-	for _, places := range []string{"1..4 ", "6..21 ", "22..33 ", "34..45 ", "46..57 "} {
+	for _, places := range []string{"1..4 ", "6..21 ", "22..33 ", "34..45 ", "46..57 ", "58..73 "} {
 		if !strings.Contains(script, places) {
 			t.Errorf("read.lua does not have a field at %s", places)
 		}
 	}
-	if entry := exampleEntry(t); len(strings.Split(entry, " ")[0]) != 57 {
+	if entry := exampleEntry(t); len(strings.Split(entry, " ")[0]) != 73 {
 		t.Errorf("the header of the example has %d bytes", len(strings.Split(entry, " ")[0]))
 	}
 }

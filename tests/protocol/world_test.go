@@ -29,8 +29,9 @@ type world struct {
 	url     string
 	file    *mapping.File
 	control string
-	scripts map[string]string         // by file name without .lua
-	said    atomic.Pointer[published] // nil for nothing
+	stamps  atomic.Pointer[mapping.Stamps] // whose families are followed
+	scripts map[string]string              // by file name without .lua
+	said    atomic.Pointer[published]      // nil for nothing
 }
 
 func newWorld(t *testing.T) *world {
@@ -56,9 +57,28 @@ func newWorld(t *testing.T) *world {
 			w.scripts[strings.TrimSuffix(filepath.Base(name), ".lua")] = string(text)
 		}
 	}
+	plan, err := mapping.Compile(w.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.follow(t, plan)
 	w.publish(t, "ok", 0)
 	w.heartbeat(t)
 	return w
+}
+
+// follow begins to follow all families of a plan: what was cached before is not to be
+// believed any more.
+func (w *world) follow(t *testing.T, plan *mapping.Plan) {
+	t.Helper()
+	s := &mapping.Stamps{Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: plan.EntityTerms()}
+	for _, f := range plan.Families() {
+		s.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms()}
+	}
+	w.stamps.Store(s)
+	if err := w.say(context.WithoutCancel(t.Context())); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // published is what the daemon says of itself.
@@ -82,8 +102,17 @@ func (w *world) say(ctx context.Context) error {
 		return nil
 	}
 	low := strings.Repeat("0", 15) + "1"
-	return w.rdb.HSet(ctx, w.control, "state", said.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-said.behind).UnixMicro()),
-		"applied", low, "end", low, "sent", low).Err()
+	stamps := w.stamps.Load()
+	text, err := stamps.Encode()
+	if err != nil {
+		return err
+	}
+	p := w.rdb.TxPipeline()
+	p.Set(ctx, mapping.StampsKey(w.file.Redis.Prefix, w.file.Source.Slot.Name), text, 0)
+	p.HSet(ctx, w.control, "stamps", stamps.Revision, "state", said.state, "fresh_as_of", fmt.Sprintf("%016x", time.Now().Add(-said.behind).UnixMicro()),
+		"applied", low, "end", low, "sent", low)
+	_, err = p.Exec(ctx)
+	return err
 }
 
 // heartbeat is the daemon's: what it says stays fresh, until the end of the test.
@@ -154,8 +183,8 @@ func (w *world) raw(t *testing.T, key string) string {
 
 // entry is an entry in parts, by the offsets of docs/protocol.md.
 type entry struct {
-	Magic, Kind, Holder, Deadline, Fresh, Stale string
-	Fields, Payload                             string
+	Magic, Kind, Holder, Deadline, Fresh, Stale, Stamp string
+	Fields, Payload                                    string
 }
 
 func (w *world) entry(t *testing.T, key string) entry {
@@ -164,11 +193,11 @@ func (w *world) entry(t *testing.T, key string) entry {
 	if raw == "" {
 		return entry{}
 	}
-	if len(raw) < 57 {
+	if len(raw) < 73 {
 		t.Fatalf("%q is no entry", raw)
 	}
-	e := entry{Magic: raw[:4], Kind: raw[4:5], Holder: raw[5:21], Deadline: raw[21:33], Fresh: raw[33:45], Stale: raw[45:57]}
-	e.Fields, e.Payload, _ = strings.Cut(raw[57:], "\n")
+	e := entry{Magic: raw[:4], Kind: raw[4:5], Holder: raw[5:21], Deadline: raw[21:33], Fresh: raw[33:45], Stale: raw[45:57], Stamp: raw[57:73]}
+	e.Fields, e.Payload, _ = strings.Cut(raw[73:], "\n")
 	return e
 }
 

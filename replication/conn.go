@@ -17,9 +17,9 @@ import (
 // dialReplication opens a connection in replication mode.
 func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedConn, error) {
 	const op = "connect to the source for replication"
-	cfg, err := pgconn.ParseConfig(url)
+	cfg, err := parseURL(op, url)
 	if err != nil {
-		return nil, nil, urlError(op, err)
+		return nil, nil, err
 	}
 	maps.Copy(cfg.RuntimeParams, sessionParams)
 	maps.Copy(cfg.RuntimeParams, map[string]string{
@@ -44,7 +44,7 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedCon
 	cfg.DialFunc = dial
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, nil, serverError(op, err, "ALTER ROLE "+quoteIdentifier(cfg.User)+" REPLICATION;\n"+
+		return nil, nil, connectError(ctx, op, cfg, err, "ALTER ROLE "+quoteIdentifier(cfg.User)+" REPLICATION;\n"+
 			"(on a managed service grant its role instead, such as rds_replication)")
 	}
 	return conn, paced, nil

@@ -30,9 +30,13 @@ func ConnectControl(ctx context.Context, url, purpose string) (*pgx.Conn, error)
 }
 
 // connect opens an ordinary connection whose settings do not depend on the
-// role's, but for the search path, unless params has one.
-func connect(ctx context.Context, url, purpose string, params map[string]string) (*pgx.Conn, error) {
+// role's, but for the search path, unless params has one. then is run on it before it is
+// used.
+func connect(ctx context.Context, url, purpose string, params map[string]string, then ...string) (*pgx.Conn, error) {
 	const op = "connect to the source"
+	if _, err := parseURL(op, url); err != nil {
+		return nil, err
+	}
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, urlError(op, err)
@@ -47,7 +51,7 @@ func connect(ctx context.Context, url, purpose string, params map[string]string)
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = controlConnectTimeout
 	}
-	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return settle(ctx, conn) }
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return settle(ctx, conn, then...) }
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if noConversion(err) {
 		// A database from which nothing converts to UTF-8. What is ASCII reads the same.
@@ -55,7 +59,7 @@ func connect(ctx context.Context, url, purpose string, params map[string]string)
 		conn, err = pgx.ConnectConfig(ctx, cfg)
 	}
 	if err != nil {
-		return nil, serverError(op, err, "GRANT CONNECT ON DATABASE "+quoteIdentifier(cfg.Database)+" TO "+quoteIdentifier(cfg.User)+";")
+		return nil, connectError(ctx, op, &cfg.Config, err, "GRANT CONNECT ON DATABASE "+quoteIdentifier(cfg.Database)+" TO "+quoteIdentifier(cfg.User)+";")
 	}
 	return conn, nil
 }
@@ -75,6 +79,9 @@ type Server struct {
 	WALLevel         string
 	WALSenderTimeout time.Duration // 0 means never
 	Database, Role   string
+	// Unsettled: the session does not have the settings that were asked for, as behind a
+	// pooler that hands sessions round.
+	Unsettled bool
 }
 
 // ReadServer asks the source about itself.
@@ -84,8 +91,8 @@ func ReadServer(ctx context.Context, conn *pgx.Conn) (Server, error) {
 	err := conn.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('wal_level'),
 		       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'),
-		       current_database()::text, current_user::text`).
-		Scan(&s.Version, &s.InRecovery, &s.WALLevel, &timeoutMillis, &s.Database, &s.Role)
+		       current_database()::text, current_user::text, current_setting('client_min_messages') <> $1`, sessionParams["client_min_messages"]).
+		Scan(&s.Version, &s.InRecovery, &s.WALLevel, &timeoutMillis, &s.Database, &s.Role, &s.Unsettled)
 	if err != nil {
 		return Server{}, serverError("ask the source for its settings", err, "")
 	}
@@ -108,6 +115,9 @@ func (s Server) Problems() []*ConfigError {
 	if s.Version < minServerVersion {
 		problems = append(problems, &ConfigError{Op: op, Problem: fmt.Sprintf("the server is Postgres %s; 15 is the oldest that works", versionString(s.Version)),
 			Fix: "upgrade the server"})
+	}
+	if s.Unsettled {
+		problems = append(problems, &ConfigError{Op: op, Problem: "the session has not the settings that were asked for: there is a pooler in front of the server", Fix: directFix})
 	}
 	if s.InRecovery {
 		problems = append(problems, &ConfigError{Op: op, Problem: "the changes of a standby's tables cannot be followed safely", Err: ErrStandby,

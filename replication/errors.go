@@ -118,7 +118,20 @@ func serverError(op string, err error, grant string) error {
 		}
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	switch pg.Code {
+	if known := byCode(op, pg.Code, err, grant); known != nil {
+		return known
+	}
+	switch pg.Code[:min(2, len(pg.Code))] {
+	case "08", "40", "53", "57", "58":
+		return &UnavailableError{Op: op, Err: err}
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}
+
+// byCode says what a server's error asks for, nil for those that mean different things at
+// different times.
+func byCode(op, code string, err error, grant string) error {
+	switch code {
 	case insufficientPrivilege:
 		return &ConfigError{Op: op, Problem: "the role lacks a right", Fix: grant, Err: err}
 	case "28P01": // invalid_password
@@ -143,9 +156,5 @@ func serverError(op string, err error, grant string) error {
 	case "57014": // query_canceled
 		return &UnavailableError{Op: op, Err: err, Hint: "the statement ran into its time limit"}
 	}
-	switch pg.Code[:min(2, len(pg.Code))] {
-	case "08", "40", "53", "57", "58":
-		return &UnavailableError{Op: op, Err: err}
-	}
-	return fmt.Errorf("%s: %w", op, err)
+	return nil
 }

@@ -45,7 +45,9 @@ const snapshotStatement = "cdc_invalidator_snapshot"
 // read-only, since a query may hide a write; and with row security off, which turns
 // rows that a policy would hide, and with them keys, into an error.
 func ConnectQuery(ctx context.Context, url, purpose string) (*pgx.Conn, error) {
-	return connect(ctx, url, purpose, map[string]string{"default_transaction_read_only": "on", "row_security": "off"})
+	// Read-only only once it is connected: target_session_attrs=read-write would take a
+	// session that is read-only from its start for one on a standby.
+	return connect(ctx, url, purpose, map[string]string{"row_security": "off"}, "SET default_transaction_read_only = on")
 }
 
 // OpenQueryConn connects and makes sure that it has reached the server of epoch: a

@@ -28,6 +28,7 @@ type SetupResult struct {
 	PublicationCreated bool
 	Slot               Slot
 	SlotCreated        bool
+	SlotUnused         bool      // it was there, and nothing has been read from it
 	Findings           []Finding // none of them fatal
 }
 
@@ -89,6 +90,11 @@ func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) (SetupResult, er
 	if !slotFound && o.CreateSlot && o.Logger != nil {
 		if names := openTransactions(ctx, conn); names != "" {
 			o.Logger.Info("creating the slot waits for open transactions", "slot", o.Slot, "oldest", names)
+		}
+	}
+	if slotFound {
+		if r.SlotUnused, err = slotUnused(ctx, conn, o.Slot); err != nil {
+			return r, err
 		}
 	}
 	r.Slot, r.SlotCreated, err = EnsureSlot(ctx, conn, o.Slot, o.CreateSlot)

@@ -66,6 +66,13 @@ func ReadSlot(ctx context.Context, conn *pgx.Conn, name string) (slot Slot, foun
 	return slot, true, nil
 }
 
+// slotUnused says that nothing has been read from the slot, as far as the server's statistics
+// reach: a crash of it empties them.
+func slotUnused(ctx context.Context, conn *pgx.Conn, name string) (unused bool, err error) {
+	err = conn.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_stat_replication_slots WHERE slot_name = $1 AND total_txns > 0)`, name).Scan(&unused)
+	return unused, serverError("look up what was read from slot "+name, err, "")
+}
+
 // EnsureSlot returns the slot, made now if there was none and create is set. The
 // publication must exist already: a slot reads each change with the catalog as
 // it was then, and fails, or on 18 skips, where that has no such publication.

@@ -46,3 +46,16 @@ func classify(err error) error {
 	}
 	return err
 }
+
+// PublicationFault is err, told as what it is where the server could not find the publication
+// for a change: one that was made, or dropped and made again, after that change. The server
+// reads each change with the catalog of its time, so no attempt gets past it.
+func PublicationFault(err error, slot, publication string) error {
+	var pg *pgconn.PgError
+	var config *ConfigError
+	if !errors.As(err, &pg) || pg.Code != "42704" || errors.As(err, &config) {
+		return err
+	}
+	return &ConfigError{Op: "read the log", Problem: "the slot has changes to send from a time at which there was no publication " + publication + ", and no attempt gets past them", Err: err,
+		Fix: dropSlotSQL(slot) + "\nand let it be created again: everything cached counts as changed then"}
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,6 +130,10 @@ func (b *backend) primaryAddr(ctx context.Context) (string, error) {
 		switch {
 		case errors.Is(err, redis.Nil):
 			err = &Error{Kind: KindConfiguration, Hint: "check the name after the last / of redis.url", Err: fmt.Errorf("knows no group %q", b.endpoint.master)}
+		case isUnknownCommand(err):
+			err = &Error{Kind: KindConfiguration, Hint: "it is no sentinel: use redis://host:port/db in redis.url, or the sentinels' port (26379)", Err: errors.New("does not know of sentinels")}
+		case RefusesLogin(err):
+			err = &Error{Kind: KindConfiguration, Hint: "see sentinel_username and sentinel_password in redis.url, which are not those of the data nodes", Err: err}
 		case err == nil && len(addr) == 2:
 			return net.JoinHostPort(addr[0], addr[1]), nil
 		case err == nil:
@@ -156,9 +159,6 @@ func (b *backend) nodeFor(ctx context.Context, key string) (*redis.Client, error
 func topologyError(err error) error {
 	e := &Error{Err: fmt.Errorf("read the cluster's topology: %w", err)}
 	e.Kind, e.Hint = classify(err)
-	if strings.Contains(err.Error(), "cluster support disabled") {
-		e.Kind, e.Hint = KindConfiguration, "it is not a cluster: use redis:// in redis.url"
-	}
 	if e.Kind == KindOther {
 		e.Kind = KindUnavailable
 	}

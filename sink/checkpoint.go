@@ -171,11 +171,7 @@ func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
 	}
 	found, err := r.load(ctx, be)
 	if err != nil {
-		var e *Error
-		if !errors.As(err, &e) || e.Kind != KindConfiguration || replyCode(err) != "" {
-			return r.fail(op, "", err)
-		}
-		found = Control{} // damaged: this replaces it
+		return r.fail(op, "", err)
 	}
 	now := r.now()
 	r.shadowMu.Lock()

@@ -56,6 +56,8 @@ type Control struct {
 	// NodesChanged says that the primaries are not those of the last checkpoint, in
 	// process or history: writes that they had acknowledged may be lost.
 	NodesChanged bool
+	// Damaged is what of the hash cannot be read, "" when all can. Nothing else of it counts then.
+	Damaged string
 
 	held     map[string]string // mark by class, see held.go; never changed in place
 	writer   string
@@ -102,11 +104,11 @@ func (c *Control) fields() []any {
 	return fields
 }
 
-// parseControl reads the hash. A field that cannot be read is an error: to guess
-// a position would be to lose changes.
-func parseControl(m map[string]string) (Control, error) {
+// parseControl reads the hash. What cannot be read is not guessed at: a wrong position would
+// be a lost change.
+func parseControl(m map[string]string) Control {
 	if m["generation"] == "" {
-		return Control{}, nil
+		return Control{}
 	}
 	c := Control{
 		Found:  true,
@@ -148,11 +150,15 @@ func parseControl(m map[string]string) (Control, error) {
 		}
 		c.held[class] = mark
 	}
-	if err := errors.Join(errs...); err != nil {
-		return Control{}, &Error{Kind: KindConfiguration, Err: fmt.Errorf("the control hash is damaged: %w", err),
-			Hint: "delete it (UNLINK): the daemon then starts a new generation, which purges all mapped families"}
+	for _, known := range []State{StateOK, StateCatchingUp, StateGap, ""} {
+		if c.State == known {
+			if len(errs) > 0 {
+				return Control{Generation: c.Generation, Damaged: strings.ReplaceAll(errors.Join(errs...).Error(), "\n", "; ")}
+			}
+			return c
+		}
 	}
-	return c, nil
+	return Control{Generation: c.Generation, Damaged: "field state is none that is known"}
 }
 
 // txnField identifies the transaction at a position, "" where it is not known. It names the
@@ -192,7 +198,7 @@ func (b *backend) loadControl(ctx context.Context, key string) (Control, error) 
 		}
 		return Control{}, wrap("", b.addr(c), "", err)
 	}
-	return parseControl(m)
+	return parseControl(m), nil
 }
 
 // callControl runs a script on the control hash and turns its answer into an

@@ -24,6 +24,10 @@ var ErrNodeChanged = errors.New("the Redis node changed")
 // generation, or a later state. The caller attaches again.
 var ErrSuperseded = errors.New("another process has taken over the control hash")
 
+// ErrReplica means that the node is a replica: after a failover it may take a moment until
+// its address leads to the primary again, or for ever, when redis.url names the wrong node.
+var ErrReplica = errors.New("not a primary")
+
 // ErrNotAttached means that Attach, or for a new control hash StartGeneration,
 // was not called yet.
 var ErrNotAttached = errors.New("not attached")
@@ -44,7 +48,7 @@ type Kind uint8
 // The kinds of error.
 const (
 	KindUnavailable   Kind = iota // network, timeout, starting up, cluster down: wait
-	KindConfiguration             // a right, a password, a server setting: a person must mend it
+	KindConfiguration             // redis.url, or a right of its user: a person must mend it
 	KindNodeChanged               // Attach
 	KindSuperseded                // Attach
 	KindScript                    // NOSCRIPT: handled inside; seen only when it persists
@@ -108,11 +112,12 @@ var replies = map[string]struct {
 }{
 	"NOPERM":      {KindConfiguration, aclHint()},
 	"NOAUTH":      {KindConfiguration, "the server wants a password: put it into redis.url"},
+	"CROSSSLOT":   {KindConfiguration, clusterHint},
 	"WRONGPASS":   {KindConfiguration, "user or password in redis.url are not the server's"},
-	"MISCONF":     {KindConfiguration, "the server cannot write its snapshot and refuses writes: mend its disk, or set stop-writes-on-bgsave-error no"},
-	"OOM":         {KindConfiguration, "the server is above maxmemory and evicts nothing: raise maxmemory or set maxmemory-policy allkeys-lru"},
+	"MISCONF":     {KindUnavailable, "the server cannot write its snapshot and refuses writes: mend its disk, or set stop-writes-on-bgsave-error no"},
+	"OOM":         {KindUnavailable, "the server is above maxmemory and evicts nothing: raise maxmemory or set maxmemory-policy allkeys-lru"},
 	"DENIED":      {KindConfiguration, "protected mode: give the server a password or a bind address"},
-	"NOREPLICAS":  {KindConfiguration, "min-replicas-to-write is not met: bring the replicas back"},
+	"NOREPLICAS":  {KindUnavailable, "min-replicas-to-write is not met: bring the replicas back"},
 	"READONLY":    {KindNodeChanged, "it is a replica now: reconnecting to the primary"},
 	"MASTERDOWN":  {KindNodeChanged, "it is a replica now: reconnecting to the primary"},
 	"NOSCRIPT":    {KindScript, "the scripts are loaded again"},
@@ -191,6 +196,14 @@ func unknownCommand(err error) (answer string, ok bool) {
 	return text, replyCode(err) == "ERR" && (repeats || strings.Contains(text, "unknown command") || strings.Contains(text, "Unknown Redis command"))
 }
 
+func isUnknownCommand(err error) bool {
+	if err == nil {
+		return false
+	}
+	_, unknown := unknownCommand(err)
+	return unknown
+}
+
 func classify(err error) (Kind, string) {
 	switch {
 	case errors.Is(err, ErrNodeChanged):
@@ -203,6 +216,9 @@ func classify(err error) (Kind, string) {
 		return KindCanceled, ""
 	}
 	if code := replyCode(err); code != "" {
+		if hint := refusedSetting(err.Error()); hint != "" {
+			return KindConfiguration, hint
+		}
 		if r, ok := replies[code]; ok {
 			return r.kind, r.hint
 		}
@@ -218,4 +234,24 @@ func classify(err error) (Kind, string) {
 		return KindUnavailable, "is Redis running and reachable at redis.url?"
 	}
 	return KindOther, ""
+}
+
+const clusterHint = "it is a node of a cluster: use redis+cluster://host:port,host:port in redis.url"
+
+// refusedSetting recognises answers to what a connection begins with, for which servers have
+// no word of their own: they all begin with ERR.
+func refusedSetting(text string) (hint string) {
+	for _, r := range []struct{ part, hint string }{
+		{"DB index is out of range", "the server has no database of that number: correct the one in redis.url, or raise databases in its configuration"},
+		{"invalid DB index", "the server has no database of that number: correct the one in redis.url"},
+		{"SELECT is not allowed in cluster mode", clusterHint + ", without a database"},
+		{"without any password configured", "the server has no password: take it out of redis.url, or give the server one"},
+		{"Client sent AUTH, but no password is set", "the server has no password: take it out of redis.url, or give the server one"},
+		{"cluster support disabled", "it is not a cluster: use redis:// in redis.url"},
+	} {
+		if strings.Contains(text, r.part) {
+			return r.hint
+		}
+	}
+	return ""
 }

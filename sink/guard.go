@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -99,12 +100,20 @@ func (g *guard) admit(id Identity, clustered bool) error {
 			return nil
 		}
 		return g.setChanged(fmt.Errorf("%w: %s", ErrNodeChanged, prev.difference(id)))
+	case !clustered && id.clustered:
+		return &Error{Kind: KindConfiguration, Addr: id.Addr, Hint: clusterHint, Err: errors.New("redis.url names one server")}
 	case !clustered && id.Role != rolePrimary:
-		return &Error{Kind: KindUnavailable, Addr: id.Addr, Hint: "redis.url must lead to the primary",
-			Err: fmt.Errorf("the node is a %s", id.Role)}
+		return notPrimary(id)
 	}
 	g.seen[id.Addr] = id
 	return nil
+}
+
+// notPrimary is for a node that takes no writes. After a failover that can be a matter of
+// seconds; of one that redis.url names it is a wrong URL.
+func notPrimary(id Identity) error {
+	return &Error{Kind: KindUnavailable, Addr: id.Addr, Hint: "redis.url must lead to the primary, or to the sentinels (redis+sentinel://)",
+		Err: fmt.Errorf("%w: the node is a %s", ErrReplica, id.Role)}
 }
 
 // seal ends the attaching: batches go to these primaries only, as they are now.

@@ -37,6 +37,7 @@ type NodeInfo struct {
 	AOF, SaveFailed       bool
 	LastSave              time.Time
 	UnsavedChanges        int64
+	refused               error           // it is no server that can be used
 	ReplicaLag            []time.Duration // of each replica that is connected
 	Time                  time.Time       // by its clock
 	AskedAt               time.Time       // by ours, in the middle of the question
@@ -55,6 +56,7 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 	needed := commandsFor(config)
 	// The rights do not differ by database, and without SELECT no connection to
 	// another one would come about.
+	db := e.db
 	e.db = 0
 	var login atomic.Pointer[endpoint]
 	login.Store(e)
@@ -66,14 +68,21 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 		return in, nil
 	}
 	if err != nil {
-		return in, wrap(op, "", "", err)
+		return in, wrap(op, "", "", be.explained(ctx, err))
+	}
+	if db != 0 {
+		if err := selectDatabase(ctx, clients[0], db); err != nil && !deniedCommand(err) && replyCode(err) != "" {
+			return in, wrap(op, be.addr(clients[0]), "", err)
+		}
 	}
 	for _, c := range clients {
-		info, err := inspectNode(ctx, c, be.addr(c))
+		info, err := inspectNode(ctx, c, be.addr(c), be.cluster != nil)
 		switch {
 		case deniedCommand(err):
 		case err != nil:
-			return in, wrap(op, be.addr(c), "", err)
+			return in, wrap(op, be.addr(c), "", be.explained(ctx, err))
+		case info.refused != nil:
+			return in, wrap(op, be.addr(c), "", info.refused)
 		default:
 			in.Nodes = append(in.Nodes, info)
 		}
@@ -84,8 +93,21 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 	return in, nil
 }
 
-func inspectNode(ctx context.Context, c *redis.Client, addr string) (NodeInfo, error) {
+// selectDatabase tries the database on a connection of its own.
+func selectDatabase(ctx context.Context, c *redis.Client, db int) error {
+	conn := c.Conn()
+	defer conn.Close()
+	if err := conn.Ping(ctx).Err(); err != nil && !deniedCommand(err) { // the login's own error is not this one
+		return nil
+	}
+	err := conn.Select(ctx, db).Err()
+	_ = conn.Select(ctx, 0).Err() // it goes back to the pool
+	return err
+}
+
+func inspectNode(ctx context.Context, c *redis.Client, addr string, clustered bool) (NodeInfo, error) {
 	fields := map[string]string{}
+	var info []string
 	began := time.Now()
 	for i, section := range []string{"server", "replication", "memory", "persistence"} {
 		cmd := redis.NewStringCmd(ctx, "info", section)
@@ -99,6 +121,7 @@ func inspectNode(ctx context.Context, c *redis.Client, addr string) (NodeInfo, e
 		if i == 0 {
 			fields["asked"] = strconv.FormatInt(int64(time.Since(began)), 10)
 		}
+		info = append(info, cmd.Val())
 		for line := range strings.SplitSeq(cmd.Val(), "\n") {
 			if name, value, ok := strings.Cut(strings.TrimRight(line, "\r"), ":"); ok {
 				fields[name] = value
@@ -115,6 +138,14 @@ func inspectNode(ctx context.Context, c *redis.Client, addr string) (NodeInfo, e
 		AOF: fields["aof_enabled"] == "1", SaveFailed: fields["rdb_last_bgsave_status"] == "err",
 		LastSave: time.Unix(number("rdb_last_save_time"), 0), UnsavedChanges: number("rdb_changes_since_last_save"),
 		RoundTrip: time.Duration(number("asked")),
+	}
+	// As the daemon judges it, but for its role, of which there is more to say.
+	id, err := parseIdentity(addr, info[0], info[1])
+	switch {
+	case err != nil:
+		n.refused = err
+	case id.clustered && !clustered:
+		n.refused = &Error{Kind: KindConfiguration, Addr: addr, Hint: clusterHint, Err: errors.New("redis.url names one server")}
 	}
 	n.AskedAt = began.Add(n.RoundTrip / 2)
 	if v := fields["valkey_version"]; v != "" {

@@ -23,6 +23,8 @@ type Identity struct {
 	ReplID  string // new whenever the history may differ from what a replica had
 	ReplID2 string // the history that it was promoted from, or zeros
 	Role    string // master or slave, as the server calls it
+
+	clustered bool // a node of a cluster
 }
 
 func (i Identity) same(o Identity) bool {
@@ -59,9 +61,12 @@ func fingerprint(ids []Identity) string {
 // parseIdentity reads the sections server and replication of INFO.
 func parseIdentity(addr, server, replication string) (Identity, error) {
 	id := Identity{Addr: addr}
+	mode := ""
 	for line := range strings.SplitSeq(server+"\n"+replication, "\n") {
 		name, value, _ := strings.Cut(strings.TrimRight(line, "\r"), ":")
 		switch name {
+		case "redis_mode", "server_mode":
+			mode = value
 		case "run_id":
 			id.RunID = value
 		case "role":
@@ -72,6 +77,11 @@ func parseIdentity(addr, server, replication string) (Identity, error) {
 			id.ReplID2 = value
 		}
 	}
+	if mode == "sentinel" {
+		return id, &Error{Kind: KindConfiguration, Addr: addr, Err: errors.New("it is a sentinel, which holds no data"),
+			Hint: "use redis+sentinel://host:port,host:port/<name of the group> in redis.url"}
+	}
+	id.clustered = mode == "cluster"
 	if id.RunID == "" || id.ReplID == "" || id.Role == "" {
 		return id, &Error{Kind: KindConfiguration, Addr: addr,
 			Hint: "without them a failover cannot be told from a reconnect; does redis.url lead to a sentinel or a proxy?",

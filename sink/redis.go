@@ -72,6 +72,9 @@ type Redis struct {
 	members  *ordering.Batch // of an entity's dependents, made when first needed
 	news     *stream         // nil when it is switched off
 	verified time.Time
+	ahead    bool // of the hash, at the last look: see repair
+	aheadAt  positions
+	aheadOf  positions
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
 
@@ -187,11 +190,11 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	}
 	ids, err := be.identify(ctx)
 	if err != nil {
-		return Control{}, r.fail("attach", "", err)
+		return Control{}, r.fail("attach", "", be.explained(ctx, err))
 	}
 	for _, id := range ids {
 		if id.Role != rolePrimary {
-			return Control{}, r.fail("attach", "", &Error{Kind: KindUnavailable, Addr: id.Addr, Err: fmt.Errorf("the node is a %s", id.Role)})
+			return Control{}, r.fail("attach", "", notPrimary(id))
 		}
 	}
 	// Read after the identities: should the node change in between, verify finds
@@ -237,6 +240,11 @@ func (r *Redis) ready(ctx context.Context) (*backend, error) {
 		if err := be.verify(ctx); err != nil {
 			be.noteReply("", err)
 			return nil, err
+		}
+		if _, err := r.generation(); err == nil {
+			if err := r.repair(ctx, be); err != nil {
+				return nil, err
+			}
 		}
 		r.verified = r.now()
 	}

@@ -10,6 +10,13 @@ var serverKindNames = [...]string{standalone: "standalone", sentinel: "sentinel"
 // Kind is what redis.url says: standalone, sentinel or cluster.
 func (r *Redis) Kind() string { return serverKindNames[r.endpoint.kind] }
 
+// Attached says whether Attach has succeeded, and nothing has changed since that asks for
+// another.
+func (r *Redis) Attached() bool {
+	g := r.backend.Load().guard
+	return g.sealed() && !g.broken.Load()
+}
+
 // Known is the control hash and the primaries as this process last knew them,
 // without asking a server.
 func (r *Redis) Known() (Control, []Identity) {

@@ -86,6 +86,11 @@ func parseURL(raw string) (*endpoint, error) {
 		}
 		authority = authority[i+1:]
 	}
+	// Behind the hosts an @ is most likely the one of a password with a / or ? in it, of
+	// which the rest would be taken for a group's name or a file's, and shown.
+	if strings.Contains(path, "@") && e.network != "unix" || strings.Contains(rawQuery, "@") {
+		return nil, errors.New("redis url: an @ behind the host, so that it cannot be told where the password ends; percent-encode / ? @ in a user or password (%2F %3F %40), and an @ anywhere else too")
+	}
 	path, err := url.PathUnescape(path)
 	if err != nil {
 		return nil, errors.New("redis url: the path has a bad percent-encoding")
@@ -132,6 +137,8 @@ func (e *endpoint) setHosts(authority, path string) error {
 		switch h, p, err := net.SplitHostPort(host); {
 		case host == "":
 			return errors.New("redis url: a host is missing")
+		case strings.ContainsFunc(host, notOfHosts):
+			return errors.New("redis url: a host with a character that no host has (is there an @ : / ? or # in the password? percent-encode it: %40 %3A %2F %3F %23)")
 		case err == nil:
 			if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
 				return errors.New("redis url: a port is not a number from 1 to 65535 (is there a / or @ in the password? write %2F, %40)")
@@ -155,6 +162,10 @@ func (e *endpoint) setHosts(authority, path string) error {
 		return e.setDB(path)
 	}
 	return nil
+}
+
+func notOfHosts(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_:[]%", r) || r > 0x7f)
 }
 
 func (e *endpoint) setDB(s string) error {

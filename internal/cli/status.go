@@ -79,6 +79,9 @@ func statusURL(base string) (*url.URL, error) {
 	if !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
+	if _, rest, _ := strings.Cut(base, "://"); strings.ContainsAny(rest[:max(0, strings.LastIndexByte(rest, '@'))], "@/?#") {
+		return nil, usageErrorf("--url: it cannot be told where the password ends; write @ / ? # in it as %%40 %%2F %%3F %%23")
+	}
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, usageErrorf("--url: want an address such as http://%s", admin.DefaultAddr)

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -253,7 +252,12 @@ func (q querier) Query(ctx context.Context, sql string, params [][]byte, maxRows
 	columns, rows, err := q.q.Query(ctx, sql, params, maxRows)
 	q.pulse.again()
 	if errors.Is(err, replication.ErrQueryRefused) {
-		err = fmt.Errorf("%w: %w", ordering.ErrQueryRefused, err)
+		err = queryRefused{err}
 	}
 	return columns, rows, err
 }
+
+// queryRefused says in the terms of package ordering what the source's error says already.
+type queryRefused struct{ error }
+
+func (e queryRefused) Unwrap() []error { return []error{ordering.ErrQueryRefused, e.error} }

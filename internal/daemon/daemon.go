@@ -91,6 +91,14 @@ type daemon struct {
 	// to the goroutine of attachForever.
 	owed   string
 	spoilt bool
+	// streamed counts the sessions that have. Of the same goroutine.
+	streamed int
+	// owner says that the state in Redis is the one that this process has written, as the
+	// holder of the slot. Of the same goroutine.
+	owner bool
+	// sighted is the control hash that another process has left, as it was first seen so.
+	sighted   sighting
+	sightedAt time.Time
 	// checks are the session's conditions; of the same goroutine.
 	checks *checks
 	// settling says that the state is a gap until the stamps are published.

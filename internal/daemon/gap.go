@@ -108,7 +108,12 @@ func (d *daemon) resume(ctx context.Context, control *pgx.Conn, setup replicatio
 		d.log.Warn("first attachment: changes are followed from here on; what was cached before is not known to be fresh",
 			"slot", setup.Slot.Name, "from", setup.Slot.ConfirmedLSN)
 	default:
-		if err := d.beginAnew(ctx, source, gap); err != nil {
+		if stored.Damaged != "" {
+			if err := d.sink.Discard(ctx); err != nil {
+				return 0, false, err
+			}
+		}
+		if err := d.beginAnew(ctx, source, gap, gap == neverRun && setup.SlotUnused && d.streamed == 0); err != nil {
 			return 0, false, err
 		}
 	}
@@ -125,11 +130,14 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	if d.owed != "" {
 		return d.owed, nil
 	}
+	if stored.Damaged != "" {
+		return "the control hash in Redis was damaged: " + stored.Damaged, nil
+	}
 	if !stored.Found || stored.Generation == 0 {
 		if setup.SlotCreated {
 			return "", nil // nothing was promised before
 		}
-		return "Redis has no checkpoint for the slot: the daemon has not run on it before, or Redis has lost what it held", nil
+		return neverRun, nil
 	}
 	switch {
 	case setup.SlotCreated:
@@ -170,11 +178,21 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	return "", nil
 }
 
-// beginAnew tells of a gap, and begins a generation without any stamps.
-func (d *daemon) beginAnew(ctx context.Context, source sink.Source, reason string) error {
-	d.metrics.gaps.Inc()
+// neverRun is the gap of a slot of which nothing is known.
+const neverRun = "Redis has no checkpoint for the slot: the daemon has not run on it before, or Redis has lost what it held"
+
+// beginAnew tells of a gap, and begins a generation without any stamps. At a first attachment
+// to a slot that was made beforehand nothing went wrong: what is cached is not known to be
+// fresh, and that is all.
+func (d *daemon) beginAnew(ctx context.Context, source sink.Source, reason string, first bool) error {
 	d.checks.failed(conditionGap, reason, fixFor(conditionGap))
-	d.log.Error("gap: invalidations may have been missed; all that is cached is given up", "reason", reason)
+	if first {
+		reason = "first attachment: what was cached before is not known to be fresh"
+		d.log.Warn("first attachment to a slot that was made beforehand: changes are followed from here on; what was cached before is given up, since it is not known to be fresh")
+	} else {
+		d.metrics.gaps.Inc()
+		d.log.Error("gap: invalidations may have been missed; all that is cached is given up", "reason", reason)
+	}
 	if err := d.sink.SetState(ctx, sink.StateGap, reason); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/tlsfault"
@@ -82,10 +83,18 @@ func (d *daemon) rereadSecrets() {
 // refusesLogin says that a server knows us no more under our password.
 func refusesLogin(err error) bool { return replication.RefusesLogin(err) || sink.RefusesLogin(err) }
 
-// needsAPerson says that neither waiting nor a server that comes back mends err. Before
-// anything has streamed it ends the daemon: what starts with such an error was set up
+// startFault is err where neither waiting nor a server that comes back mends it, else nil.
+// Before anything has streamed it ends the daemon: what starts with such an error was set up
 // wrongly, and whoever does it is looking.
-func needsAPerson(err error) bool {
-	_, untrusted := tlsfault.Find(err)
-	return untrusted
+func (d *daemon) startFault(err error) error {
+	var config *replication.ConfigError
+	var redis *sink.Error
+	switch _, untrusted := tlsfault.Find(err); {
+	case errors.As(err, &config), untrusted, errors.As(err, &redis) && redis.Configuration():
+		return err
+	case errors.Is(err, sink.ErrReplica) && d.sink.Kind() == "standalone": // no sentinel will name another one
+		return &replication.ConfigError{Op: "attach to redis", Problem: "redis.url names a replica, which takes no writes", Err: sink.ErrReplica,
+			Fix: "name the primary in redis.url, or the sentinels (redis+sentinel://host:port,host:port/<name of the group>)"}
+	}
+	return nil
 }

@@ -26,19 +26,25 @@ const drainTimeout = 7 * time.Second
 // one has streamed, an error that only a person can mend ends it.
 func (d *daemon) attachForever(ctx context.Context) error {
 	pause := newBackOff()
-	for streamed := false; ; {
+	for {
 		began := time.Now()
 		d.pulse.attach.now()
 		attached, err := d.session(ctx)
 		d.pulse.attach.now()
-		streamed = streamed || attached
+		if attached {
+			d.streamed++
+		}
 		if ctx.Err() != nil {
+			d.tellAbsence(ctx, "the daemon was stopped")
 			return nil
 		}
-		var config *replication.ConfigError
-		if (errors.As(err, &config) || needsAPerson(err)) && !streamed {
-			return err
+		if fault := d.startFault(err); fault != nil && d.streamed == 0 {
+			return fault
 		}
+		if !errors.Is(err, replication.ErrSlotInUse) && !errors.Is(err, sink.ErrSuperseded) { // then it is for another process to say
+			d.tellAbsence(ctx, "the daemon is not attached to the source; its log says why")
+		}
+		var config *replication.ConfigError
 		stuck := d.obstacle.Load()
 		if stuck != nil && stuck.err != nil && !errors.Is(err, stuck.err) {
 			stuck = nil // it ended for another reason; of the first the next attempt tells
@@ -49,7 +55,7 @@ func (d *daemon) attachForever(ctx context.Context) error {
 		}
 		next := pause.NextBackOff()
 		fix := fixFor(conditionStreaming)
-		if config != nil && config.Fix != "" {
+		if errors.As(err, &config) && config.Fix != "" {
 			fix = config.Fix
 		}
 		d.health.process.failed(conditionStreaming, err.Error(), fix)
@@ -194,6 +200,7 @@ func (d *daemon) setUp(ctx context.Context, control *pgx.Conn) (replication.Setu
 }
 
 func (d *daemon) attachRedis(ctx context.Context) (sink.Control, error) {
+	d.owner = false
 	stored, err := d.sink.Attach(ctx)
 	if err != nil {
 		d.failing(d.checks, conditionRedis, err)
@@ -290,6 +297,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	if errors.Is(err, errOtherHistory) {
 		d.owe(ctx, err.Error())
 	}
+	err = replication.PublicationFault(err, d.file.Source.Slot.Name, d.file.Source.Publication.Name)
 	queue.Close()
 	timer := time.AfterFunc(drainTimeout, stopApplying)
 	defer timer.Stop()

@@ -15,6 +15,9 @@ const (
 	// stateRetry is the pause after a state could not be written: Redis is away, and
 	// the applier is trying already.
 	stateRetry = time.Second
+	// abandonedAfter is for how long, beside some heartbeats, a control hash stands still
+	// before it counts as nobody's.
+	abandonedAfter = 3 * time.Second
 )
 
 // unproved forgets, at the begin of an attachment, what was known under another one.
@@ -29,6 +32,7 @@ func (d *daemon) trust(ctx context.Context) error {
 	if err := d.setState(ctx); err != nil {
 		return err
 	}
+	d.owner = true
 	d.checks.ok(conditionGap)
 	return nil
 }
@@ -52,6 +56,51 @@ func (d *daemon) setState(ctx context.Context) error {
 	d.published = state
 	return nil
 }
+
+// tellAbsence publishes that nothing is followed, where the state would go on saying ok: with
+// a session that has ended what it proved ages, and who looks at the state alone must see it
+// too. Another daemon that has attached meanwhile has written the state since, and is not
+// overruled: the revision of ours is refused then.
+func (d *daemon) tellAbsence(ctx context.Context, reason string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	known, _ := d.sink.Known()
+	if !d.owner || !d.sink.Attached() { // the state may be one that another process keeps
+		if !d.abandoned(ctx, &known) {
+			return
+		}
+	}
+	if known.State != sink.StateOK {
+		return
+	}
+	if err := d.sink.SetState(ctx, sink.StateCatchingUp, reason); err != nil {
+		d.log.Debug("the state was not published", "error", err)
+	}
+}
+
+// abandoned says whether nobody moves the control hash any more. A daemon that streams
+// does so with every heartbeat.
+func (d *daemon) abandoned(ctx context.Context, known *sink.Control) bool {
+	beat := d.file.Source.Heartbeat
+	if beat <= 0 {
+		return false // it cannot be told from an idle source
+	}
+	d.owner = false
+	found, err := d.sink.Attach(ctx)
+	if err != nil || !found.Found || found.Damaged != "" {
+		return false
+	}
+	seen := sighting{found.FreshAsOf, found.StateSince, found.Updated}
+	if seen != d.sighted {
+		d.sighted, d.sightedAt = seen, time.Now()
+		return false
+	}
+	*known = found
+	return time.Since(d.sightedAt) > abandonedAfter+3*beat
+}
+
+// sighting is what moves in the control hash while somebody keeps it.
+type sighting struct{ freshAsOf, stateSince, updated time.Time }
 
 // keepState publishes the state whenever it changes, until ctx ends. It must have ended
 // before anybody publishes a gap, which it would take back. One who finds that another

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
@@ -39,12 +37,12 @@ type GrantOptions struct {
 func NewGrants(f *mapping.File, plan *mapping.Plan, o GrantOptions) Grants {
 	g := Grants{Role: o.Role, RedisUser: o.RedisUser}
 	database := anyDatabase
-	if cfg, err := pgx.ParseConfig(f.Source.URL.Reveal()); err == nil && f.Source.URL.Reveal() != "" {
+	if user, name, err := replication.Account(f.Source.URL.Reveal()); err == nil && f.Source.URL.Reveal() != "" {
 		if g.Role == "" {
-			g.Role = cfg.User
+			g.Role = user
 		}
-		if cfg.Database != "" {
-			database = replication.Identifier(cfg.Database)
+		if name != "" {
+			database = replication.Identifier(name)
 		}
 	}
 	if g.RedisUser == "" {

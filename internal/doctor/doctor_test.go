@@ -169,7 +169,7 @@ func TestTablesAndPublication(t *testing.T) {
 	db.Exec(t, find(r, "replica_identity").Fix)
 	wantFindings(t, w.examine())
 	db.Exec(t, "ALTER PUBLICATION pub SET TABLE users (id)")
-	wantFindings(t, w.examine(), "publication publication_columns fatal")
+	wantFindings(t, w.examine(), "publication publication_columns fatal", "tables writes_refused fatal")
 	db.Exec(t, "ALTER PUBLICATION pub SET TABLE users WHERE (id > 1)")
 	wantFindings(t, w.examine(), "publication publication_row_filter fatal")
 	db.Exec(t, "ALTER PUBLICATION pub DROP TABLE users", "ALTER PUBLICATION pub SET (publish = 'insert')")

@@ -34,7 +34,9 @@ import (
 // nodes in the hash are the primaries that are there: while a replay is under way nothing
 // is settled, and the checkpoint that ends it begins at 0 again.
 //
-// A purge holds the lock that Settle takes, and one after a gap has the state gap.
+// A purge of a batch, or of a set that was lost, holds the lock that Settle takes. One that
+// goes on behind the stamps has its families in the field purging: while it has any, nothing
+// is settled.
 
 // heldMark is a position, and a deadline in ms that is not below that of anything which
 // transactions up to there have put into a set.
@@ -118,7 +120,7 @@ func (r *Redis) Settle(ctx context.Context, looked lsn.LSN) error {
 // settles is what can be published now; 0 when that is nothing new.
 func (r *Redis) settles(looked lsn.LSN) lsn.LSN {
 	r.shadowMu.Lock()
-	end, before, valid := r.shadow.End, r.shadow.Settled, r.shadow.Generation != 0 && r.shadow.nodes == r.nodes
+	end, before, valid := r.shadow.End, r.shadow.Settled, r.shadow.Generation != 0 && r.shadow.nodes == r.nodes && len(r.shadow.Purging) == 0
 	r.shadowMu.Unlock()
 	end = min(end, looked)
 	for _, s := range r.sets {

@@ -241,6 +241,15 @@ func TestSettledOfOtherNodes(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 
+	if err := c.HSet(t.Context(), h.controlKey, "purging", "user").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if s := look(); s.Settled(end) {
+		t.Fatal("settled while a family is being purged")
+	}
+	if err := c.HSet(t.Context(), h.controlKey, "purging", "").Err(); err != nil {
+		t.Fatal(err)
+	}
 	if err := h.SetState(t.Context(), StateGap, "test"); err != nil {
 		t.Fatal(err)
 	}

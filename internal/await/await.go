@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
@@ -158,6 +159,9 @@ func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn
 	if found.NodesChanged {
 		out = append(out, "Redis has other primaries than the daemon has written to: what they may have lost is applied again first")
 	}
+	if len(found.Purging) > 0 {
+		out = append(out, "what was cached before is still being removed of the families "+strings.Join(found.Purging, ", "))
+	}
 	if found.State != sink.StateOK {
 		text := "the state is " + string(found.State)
 		if found.Reason != "" {
@@ -168,7 +172,7 @@ func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn
 	switch {
 	case found.End < needed:
 		out = append(out, fmt.Sprintf("applied is everything up to %s, needed %s", found.End, needed))
-	case found.Control.Settled < needed:
+	case found.Control.Settled < needed && len(found.Purging) == 0:
 		for _, h := range found.Held {
 			out = append(out, fmt.Sprintf("class %s holds back %d invalidations, the last one until %s", h.Class, h.Waiting, h.Until.Format("2006-01-02T15:04:05.000Z")))
 		}

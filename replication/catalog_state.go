@@ -120,14 +120,15 @@ func readWide(ctx context.Context, conn *pgx.Conn, publication string, tables []
 type shortLook struct {
 	at      time.Time // nothing that became visible later is in it; by the source's clock
 	xmin    uint64    // all transactions below it have ended
+	visible bool      // the DDL that was announced is
 	trigger string    // differs after every change of an event trigger or of its function
 	below   belowTables
 }
 
-func readShort(ctx context.Context, conn *pgx.Conn, oids []uint32) (shortLook, error) {
+func readShort(ctx context.Context, conn *pgx.Conn, oids []uint32, announced []int64) (shortLook, error) {
 	const op = "look at the catalogs"
 	look := shortLook{below: belowTables{}}
-	rows, err := conn.Query(ctx, watcherShortSQL, oids, DDLFunction, DDLSchema)
+	rows, err := conn.Query(ctx, watcherShortSQL, oids, DDLFunction, DDLSchema, announced)
 	if err != nil {
 		return look, serverError(op, err, "")
 	}
@@ -136,15 +137,16 @@ func readShort(ctx context.Context, conn *pgx.Conn, oids []uint32) (shortLook, e
 		var oid uint32
 		var at *time.Time
 		var xmin, trigger *string
+		var visible *bool
 		var storage, shape pgtype.DriverBytes
-		if err := rows.Scan(&oid, &at, &xmin, &trigger, &storage, &shape); err != nil {
+		if err := rows.Scan(&oid, &at, &xmin, &visible, &trigger, &storage, &shape); err != nil {
 			return look, serverError(op, err, "")
 		}
 		if oid != 0 {
 			look.below[oid] = string(storage) + string(shape)
 			continue
 		}
-		look.at, look.trigger = *at, *trigger
+		look.at, look.visible, look.trigger = *at, *visible, *trigger
 		if look.xmin, err = strconv.ParseUint(*xmin, 10, 64); err != nil {
 			return look, serverError(op, err, "")
 		}

@@ -128,9 +128,10 @@ type CatalogWatcher struct {
 	wait     []chan struct{} // closed at the end of the next good look that began later
 	stopped  bool            // Run has ended: nobody would close them any more
 
-	seen, wideSeen  moment // what the last look, and the last wide one, prove
-	asked, answered uint64 // wide looks
-	announced       bool   // the event trigger announces all DDL that it can see
+	seen, wideSeen  moment  // what the last look, and the last wide one, prove
+	asked, answered uint64  // wide looks
+	ddl             []int64 // transactions that announced some, which a wide look has to see
+	announced       bool    // the event trigger announces all DDL that it can see
 
 	// Of the goroutine that looks.
 	trigger  string
@@ -181,6 +182,15 @@ func (w *CatalogWatcher) Watch(tables []mapping.TableUse) <-chan struct{} {
 func (w *CatalogWatcher) Look() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.ask()
+}
+
+// Announce is Look for DDL of a transaction that came through the slot. It may not be
+// visible yet, and a look that does not see it answers nothing.
+func (w *CatalogWatcher) Announce(xid uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ddl = append(w.ddl, int64(xid))
 	w.ask()
 }
 
@@ -352,14 +362,14 @@ func (w *CatalogWatcher) unsettled() bool {
 func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	failpoint.Hold(ctx, failpoint.CatalogLook)
 	w.mu.Lock()
-	asked := w.asked
+	asked, ddl := w.asked, w.ddl
 	select {
 	case <-w.look: // asked for before this look, which answers it
 	default:
 	}
 	w.mu.Unlock()
 	began := time.Now()
-	short, err := readShort(ctx, conn, w.oids)
+	short, err := readShort(ctx, conn, w.oids, ddl)
 	if err != nil {
 		return err
 	}
@@ -372,9 +382,12 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	w.mu.Lock()
 	pending := asked > w.answered
 	wide := changed || !w.announced || w.unsettled() || !maps.Equal(short.below, w.below) || began.Sub(w.lastWide) >= wideInterval
-	if pending && !wide {
-		wide = len(w.wait) > 0 || began.Sub(w.lastWide) >= askedShare*w.took
+	if !short.visible {
+		asked = w.answered
+	} else if pending && !wide {
+		wide = began.Sub(w.lastWide) >= askedShare*w.took
 	}
+	wide = wide || len(w.wait) > 0
 	if !wide {
 		if !pending {
 			w.seen = moment{short.at, began}
@@ -386,7 +399,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	if !wide {
 		return nil
 	}
-	return w.lookWide(ctx, conn, short, asked, began)
+	return w.lookWide(ctx, conn, short, asked, len(ddl), began)
 }
 
 func lookKind(wide bool) string {
@@ -419,7 +432,7 @@ func (w *CatalogWatcher) readTrigger(ctx context.Context, conn *pgx.Conn) error 
 
 // lookWide reads the state, reports what differs, and only then takes the new
 // state for known: a report that failed is made again.
-func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short shortLook, asked uint64, began time.Time) error {
+func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short shortLook, asked uint64, ddl int, began time.Time) error {
 	w.mu.Lock()
 	tables, known, waiting := w.tables, w.state, w.wait
 	w.mu.Unlock()
@@ -444,6 +457,9 @@ func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short sho
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state, w.lastLook, w.looked, w.lastErr, w.answered = v.state, began, true, nil, asked
+	if short.visible {
+		w.ddl = w.ddl[ddl:]
+	}
 	if !v.unseen {
 		w.wideSeen = moment{short.at, began}
 	}

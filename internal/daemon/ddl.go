@@ -12,10 +12,11 @@ import (
 // Any role may send such a message, so it can only add: the comparison goes on as
 // if there were none, and is asked for now, for whatever the message left out.
 func (r *receiver) ddl(m *decoder.Logical) {
-	r.watcher.Look()
 	if !m.Transactional {
+		r.watcher.Look()
 		return // never sent by the trigger
 	}
+	r.watcher.Announce(r.tx.XID)
 	r.out.Reset()
 	result := "ignored"
 	ddl, err := replication.ParseDDL(m.Content)

@@ -52,7 +52,7 @@ func (d *daemon) noteClock(theirs, asked, answered time.Time) {
 func (d *daemon) findings(c *checks, list []replication.Finding) {
 	for _, f := range list {
 		if f.Severity() != replication.SeverityFatal { // Setup has refused these
-			d.log.Warn(f.String(), "fix", f.Fix)
+			d.log.Warn(f.String(), "finding", f.Code, "fix", f.Fix)
 		}
 	}
 	c.widening("", "", list)
@@ -93,7 +93,7 @@ func (d *daemon) catalogChanged(ctx context.Context, queue *ordering.Queue, chan
 	for _, c := range changes {
 		d.log.Warn("a mapped table's definition changed; invalidating all it maps to", "change", c.String())
 		for _, f := range c.Findings {
-			d.log.Warn(f.String(), "fix", f.Fix)
+			d.log.Warn(f.String(), "finding", f.Code, "fix", f.Fix)
 		}
 		plan.InvalidateTable(c.Schema, c.Table, &out)
 		d.health.current().widening(c.Schema, c.Table, c.Findings)

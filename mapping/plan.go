@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Plan is a compiled file: what each change makes stale. It is immutable and safe
@@ -123,6 +124,17 @@ type TableUse struct {
 	OldColumns    []string // those whose old value is needed: these must be in the replica identity
 	Truncate      bool     // a TRUNCATE counts
 	Families      []*Family
+}
+
+// Strictest is the shortest staleness of a class in use; 0 without any.
+func (p *Plan) Strictest() time.Duration {
+	var least time.Duration
+	for _, f := range p.Families() {
+		if s := f.Class.Staleness; s > 0 && (least == 0 || s < least) {
+			least = s
+		}
+	}
+	return least
 }
 
 // Tables is what the plan needs of the source's catalog, sorted by name.

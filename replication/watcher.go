@@ -78,6 +78,35 @@ const (
 	askedShare = 4
 )
 
+// LookInterval is how often the catalogs are looked at: often enough for the strictest budget,
+// of which the heartbeat takes a third.
+func LookInterval(budget time.Duration) time.Duration {
+	const least, most, share = 20 * time.Millisecond, time.Second, 5
+	if budget == 0 {
+		return most
+	}
+	return min(max(budget/share, least), most)
+}
+
+// WideInterval is the same where every look has to compare all, which takes the source a
+// while.
+func WideInterval(budget, took time.Duration) time.Duration {
+	return max(LookInterval(budget), wideShare*took)
+}
+
+// MeasureLook is how long the source works on a look that compares all.
+func MeasureLook(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (time.Duration, error) {
+	var took time.Duration
+	for range 3 { // the first ones fill caches of the session
+		look, err := readWide(ctx, conn, publication, tables)
+		if err != nil {
+			return 0, err
+		}
+		took = look.took
+	}
+	return took, nil
+}
+
 // WatcherOptions configures a CatalogWatcher.
 type WatcherOptions struct {
 	Connect     func(context.Context) (*pgx.Conn, error)

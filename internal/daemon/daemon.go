@@ -208,17 +208,7 @@ func (d *daemon) budget() time.Duration {
 	if d.file.Source.Heartbeat <= 0 {
 		return 0
 	}
-	return strictest(d.plan.Load())
-}
-
-func strictest(plan *mapping.Plan) time.Duration {
-	var least time.Duration
-	for _, f := range plan.Families() {
-		if s := f.Class.Staleness; s > 0 && (least == 0 || s < least) {
-			least = s
-		}
-	}
-	return least
+	return d.plan.Load().Strictest()
 }
 
 // applied reports a batch that Redis has acknowledged.

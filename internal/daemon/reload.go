@@ -97,7 +97,7 @@ func (d *daemon) reload(ctx context.Context) error {
 	// A session that began meanwhile made its watcher from the old plan.
 	if w := d.watcher.Load(); w != nil {
 		w.Watch(plan.Tables())
-		w.SetInterval(lookInterval(plan))
+		w.SetInterval(replication.LookInterval(plan.Strictest()))
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func (d *daemon) findings(c *checks, list []replication.Finding) {
 func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline replication.CatalogState) *replication.CatalogWatcher {
 	w := replication.NewCatalogWatcher(replication.WatcherOptions{
 		Connect: d.connectFor("catalog"), Publication: d.file.Source.Publication.Name,
-		Tables: plan.Tables(), Baseline: baseline, Interval: lookInterval(plan),
+		Tables: plan.Tables(), Baseline: baseline, Interval: replication.LookInterval(plan.Strictest()),
 		OnChange: func(ctx context.Context, changes []replication.CatalogChange) error {
 			return d.catalogChanged(ctx, queue, changes)
 		},
@@ -71,17 +71,6 @@ func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline 
 	})
 	d.watcher.Store(w)
 	return w
-}
-
-// lookInterval is how often the catalogs are looked at: often enough for the strictest budget,
-// of which the heartbeat takes a third.
-func lookInterval(plan *mapping.Plan) time.Duration {
-	const least, most, share = 20 * time.Millisecond, time.Second, 5
-	budget := strictest(plan)
-	if budget == 0 {
-		return most
-	}
-	return min(max(budget/share, least), most)
 }
 
 // catalogChanged invalidates everything that the changed tables map to, and

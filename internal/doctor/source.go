@@ -68,7 +68,9 @@ func (x *examination) examineConnected(ctx context.Context, conn *pgx.Conn, url 
 	if err := x.lookups(ctx, url, st); err != nil {
 		return err
 	}
-	x.silentDDL(st)
+	if err := x.silentDDL(ctx, conn, st); err != nil {
+		return err
+	}
 	x.Progress("the publication and the tables")
 	x.publications(st)
 	x.mappedTables(st)
@@ -301,19 +303,39 @@ func splitName(name string) (schema, table string) {
 	return schema, part.String()
 }
 
-func (x *examination) silentDDL(st *provision.State) {
+// muchLooking is the share of a core from which on looking at the catalogs asks for something
+// to be done about it.
+const muchLooking = 0.05
+
+func (x *examination) silentDDL(ctx context.Context, conn *pgx.Conn, st *provision.State) error {
 	d := st.Survey.DDL
 	fix := "cdc-invalidator plan --config " + x.File.Name + "   # shows the SQL; apply runs it, as a superuser"
-	switch {
-	case d.Complete():
+	if d.Complete() {
 		x.source.ok("event_trigger", "the event trigger announces DDL that the log is silent about")
-	case d.Absent():
-		x.source.add(Check{Code: "event_trigger", Severity: Notice, FixKind: Person, Fix: fix,
-			Message: "no event trigger: DDL that the log is silent about is found by comparing the catalogs, within a second instead of at once"})
-	default:
-		x.source.add(Check{Code: "event_trigger", Severity: Warning, FixKind: Person, Fix: fix,
-			Message: "the event trigger is incomplete, disabled or of another version: some DDL is found by comparing the catalogs only"})
+		return nil
 	}
+	took, err := replication.MeasureLook(ctx, conn, x.File.Source.Publication.Name, x.Plan.Tables())
+	if err != nil {
+		return err
+	}
+	budget := x.Plan.Strictest()
+	interval := replication.WideInterval(budget, took)
+	share := took.Seconds() / interval.Seconds()
+	cost := fmt.Sprintf("found by comparing all catalogs, up to %s later; that takes the source %s each time, %.1f %% of a core",
+		interval.Round(time.Millisecond), took.Round(100*time.Microsecond), 100*share)
+	c := Check{Code: "event_trigger", Severity: Notice, FixKind: Person, Fix: fix, Message: "no event trigger: DDL that the log is silent about is " + cost}
+	if !d.Absent() {
+		c.Severity, c.Message = Warning, "the event trigger is incomplete, disabled or of another version: some DDL is only "+cost
+	}
+	switch {
+	case budget > 0 && interval > budget/2:
+		c.Severity = Warning
+		c.Message += fmt.Sprintf("; the strictest budget, %s, cannot be kept so, and freshness says so", budget)
+	case share >= muchLooking:
+		c.Severity = Warning
+	}
+	x.source.add(c)
+	return nil
 }
 
 // sourceClock compares the database's clock with ours.

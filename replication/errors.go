@@ -61,7 +61,7 @@ func GivenAs(name string, err error) error {
 		return err
 	}
 	named := *config
-	named.Problem, named.Fix = SourceURLAs(name, config.Problem), SourceURLAs(name, config.Fix)
+	named.Op, named.Problem, named.Fix = SourceURLAs(name, config.Op), SourceURLAs(name, config.Problem), SourceURLAs(name, config.Fix)
 	return &named
 }
 

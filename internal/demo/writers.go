@@ -103,7 +103,9 @@ func replaceProduct(ctx context.Context, conn *pgx.Conn) error {
 			VALUES ($1::bigint, $2, $3, 'Product ' || $1, 1, (random() * 1e9)::bigint)`, p, 1+p%tenants, 1+p%sellers); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO stock SELECT $1, w, 1 FROM generate_series(1, $2) w`, p, warehouses)
+		// A version that no row had before: were the stock to begin with 1 again, the check would
+		// take two rows with another one in between for one.
+		_, err := tx.Exec(ctx, `INSERT INTO stock SELECT $1, w, 1, (random() * 1e9)::bigint FROM generate_series(1, $2) w`, p, warehouses)
 		return err
 	})
 }

@@ -26,22 +26,14 @@ type Value struct {
 	Null bool
 }
 
-// AppendTo appends the value as it stands in keys.
-func (v Value) AppendTo(dst []byte) []byte {
-	if v.Null {
-		return append(dst, nullToken...)
-	}
-	return AppendEncoded(dst, []byte(v.Text))
-}
-
 // Name is the name of one entity, such as seller:42.
 func (e *Entity) Name(values ...Value) (string, error) {
 	if len(values) != e.Vars {
 		return "", fmt.Errorf("%s is named by %d values, not by %d", e.Kind, e.Vars, len(values))
 	}
 	name := []byte(e.Kind)
-	for _, v := range values {
-		name = v.AppendTo(append(name, ':'))
+	for i, v := range values {
+		name = value{data: []byte(v.Text), null: v.Null}.append(append(name, ':'), e.family.key.normals[i])
 	}
 	return string(name), nil
 }

@@ -59,6 +59,15 @@ func (f *Family) AbsentPattern(tenant []byte) string {
 	return f.key.Pattern(values)
 }
 
+// AppendTenant appends a tenant, as the database has it, as it stands in the family's keys.
+func (f *Family) AppendTenant(dst, tenant []byte) []byte {
+	return f.appendTenant(dst, value{data: tenant})
+}
+
+func (f *Family) appendTenant(dst []byte, v value) []byte {
+	return v.append(dst, f.key.Normal(f.TenantVar))
+}
+
 // VersionKey is the version key that holds for all of a tenant (encoded), or, for
 // a family whose version has no variables, for all of the family. ok is false
 // when there is no such single key.
@@ -111,7 +120,11 @@ func render(t *Template, vars map[string]string) (string, error) {
 			return "", fmt.Errorf("key %s: no value for {%s}", t, v)
 		}
 		key = append(key, t.lits[i]...)
-		key = AppendEncoded(key, []byte(value))
+		n := t.normals[i]
+		if v == VersionVar {
+			n = NormalNone
+		}
+		key = AppendEncoded(key, n.Of([]byte(value)))
 	}
 	return string(append(key, t.lits[len(t.vars)]...)), nil
 }

@@ -9,7 +9,8 @@ import (
 // KeyVar is a variable of a family's keys, or the n-th one of an entity, with every place
 // that its values come from.
 type KeyVar struct {
-	Name string
+	Name   string
+	Normal Normal // that its values have in keys
 	// Sources are sorted and different. There are none where no mapping tells the variable: of a
 	// versioned family's data keys, which the daemon never makes, and of a family that is
 	// invalidated through dependents only.
@@ -30,7 +31,7 @@ func (p *Plan) KeyVars(f *Family) []KeyVar {
 	names := f.Vars()
 	vars := make([]KeyVar, len(names))
 	for i, name := range names {
-		vars[i] = KeyVar{Name: name, Sources: p.sources(f, func(t *target) int { return slices.Index(t.tmpl.vars, name) })}
+		vars[i] = KeyVar{Name: name, Normal: f.key.Normal(name), Sources: p.sources(f, func(t *target) int { return slices.Index(t.tmpl.vars, name) })}
 	}
 	return vars
 }
@@ -40,7 +41,7 @@ func (p *Plan) KeyVars(f *Family) []KeyVar {
 func (e *Entity) KeyVars() []KeyVar {
 	vars := make([]KeyVar, e.Vars)
 	for i := range vars {
-		vars[i] = KeyVar{Name: e.family.key.vars[i], Sources: e.plan.sources(e.family, func(*target) int { return i })}
+		vars[i] = KeyVar{Name: e.family.key.vars[i], Normal: e.family.key.normals[i], Sources: e.plan.sources(e.family, func(*target) int { return i })}
 	}
 	return vars
 }

@@ -77,7 +77,7 @@ func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.
 		if !v.null {
 			c.params[i] = append([]byte{}, v.data...)
 		}
-		id += "\x00" + string(v.append(nil)) // encoded: no zero inside, NULL distinct
+		id += "\x00" + string(v.append(nil, NormalNone)) // encoded: no zero inside, NULL distinct
 	}
 	if t.target.tenant != "" {
 		v := of(&t.tenant, ch)
@@ -85,7 +85,7 @@ func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.
 			t.widen(ch, of, v.reason, out)
 			return
 		}
-		c.tenant = v.append(make([]byte, 0, 16)) // not nil, even when empty
+		c.tenant = t.family.appendTenant(make([]byte, 0, 16), v) // not nil, even when empty
 		id += "\x00" + string(c.tenant)
 	}
 	c.id = id
@@ -112,7 +112,7 @@ func (c *LookupCall) Render(columns []string, rows [][][]byte, out *Output) erro
 				continue
 			}
 			data := row[index[i]]
-			out.buf = value{data: data, null: data == nil}.append(out.buf)
+			out.buf = value{data: data, null: data == nil}.append(out.buf, t.tmpl.normals[i])
 		}
 		out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
 		out.key(t.family, c.tenant, out.buf[start:len(out.buf):len(out.buf)])

@@ -106,13 +106,13 @@ func (t *boundTarget) image(ch *decoder.Change, of func(*column, *decoder.Change
 			return
 		}
 		out.buf = append(out.buf, t.tmpl.lits[i]...)
-		out.buf = v.append(out.buf)
+		out.buf = v.append(out.buf, t.tmpl.normals[i])
 	}
 	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
 	key := out.buf[start:len(out.buf):len(out.buf)]
 	var tenant []byte
 	if t.target.tenant != "" {
-		tenant = out.tenant(of(&t.tenant, ch)) // known: it is one of vars
+		tenant = out.tenant(of(&t.tenant, ch), t.family) // known: it is one of vars
 	}
 	out.key(t.family, tenant, key)
 }
@@ -124,7 +124,7 @@ func (t *boundTarget) widen(ch *decoder.Change, of func(*column, *decoder.Change
 	var tenant []byte
 	if t.target.tenant != "" {
 		if v := of(&t.tenant, ch); v.known {
-			tenant = out.tenant(v)
+			tenant = out.tenant(v, t.family)
 		}
 	}
 	out.purge(t.family, tenant)

@@ -81,19 +81,19 @@ func (t *target) message(fields map[string]value, out *Output) {
 			out.Widened[v.reason]++
 			var tenant []byte
 			if v := fields[t.tenant]; v.known && t.tenant != "" {
-				tenant = out.tenant(v)
+				tenant = out.tenant(v, t.family)
 			}
 			out.purge(t.family, tenant)
 			return
 		}
 		out.buf = append(out.buf, t.tmpl.lits[i]...)
-		out.buf = v.append(out.buf)
+		out.buf = v.append(out.buf, t.tmpl.normals[i])
 	}
 	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
 	key := out.buf[start:len(out.buf):len(out.buf)]
 	var tenant []byte
 	if t.tenant != "" {
-		tenant = out.tenant(fields[t.tenant])
+		tenant = out.tenant(fields[t.tenant], t.family)
 	}
 	out.key(t.family, tenant, key)
 }

@@ -107,13 +107,13 @@ func (o *Output) purge(f *Family, tenant []byte) {
 	o.Invalidations = append(o.Invalidations, Invalidation{Op: OpPurge, Family: f, Tenant: tenant})
 }
 
-// tenant puts an encoded tenant into the buffer, where it stays when the value's
+// tenant puts the family's tenant, as it stands in keys, into the buffer, where it stays when the value's
 // own buffer is reused. It is never nil: an empty tenant is a tenant.
-func (o *Output) tenant(v value) []byte {
+func (o *Output) tenant(v value, f *Family) []byte {
 	if o.buf == nil {
 		o.buf = make([]byte, 0, 256)
 	}
 	start := len(o.buf)
-	o.buf = v.append(o.buf)
+	o.buf = f.appendTenant(o.buf, v)
 	return o.buf[start:len(o.buf):len(o.buf)]
 }

@@ -37,7 +37,7 @@ const (
 // An error is of type Faults, and holds all that is wrong in the order of the
 // file.
 func Parse(name string, data []byte, env Env) (*File, error) {
-	p := &parser{name: name, env: env, nodesLeft: maxNodes, file: &File{Name: name}, entities: map[string]int{}}
+	p := &parser{name: name, env: env, nodesLeft: maxNodes, file: &File{Name: name}, entities: map[string]int{}, entityNormals: map[string][]Normal{}}
 	if root := p.load(data); root != nil {
 		p.root = root
 		p.parseFile(root)
@@ -65,6 +65,8 @@ type parser struct {
 	classes  map[string]*Class   // by name; nil values had faults of their own
 	families map[string]*KeySpec // the same
 	entities map[string]int      // kind -> variables of it
+
+	entityNormals map[string][]Normal // kind -> of its variables
 }
 
 // lineBreak is what YAML counts as one, so that its lines are found again.

@@ -45,7 +45,7 @@ var hostile = rapid.Custom(func(t *rapid.T) value {
 func fill(tmpl *Template, values []value) string {
 	var key []byte
 	for i := range tmpl.vars {
-		key = values[i].append(append(key, tmpl.lits[i]...))
+		key = values[i].append(append(key, tmpl.lits[i]...), NormalNone)
 	}
 	return string(append(key, tmpl.lits[len(tmpl.vars)]...))
 }
@@ -123,7 +123,7 @@ func TestNoKeyIsOfTwoTenants(t *testing.T) {
 					tuple := []value{x, y}
 					key, of := fill(tmpl, tuple), ""
 					if i := slices.Index(tmpl.vars, tenant); i >= 0 {
-						of = string(tuple[i].append([]byte("=")))
+						of = string(tuple[i].append([]byte("="), NormalNone))
 					}
 					if p.tenants[key] == nil {
 						p.tenants[key] = map[string]bool{}

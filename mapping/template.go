@@ -15,12 +15,13 @@ const VersionAbsent = "0"
 // absentVersion is for Pattern.
 func absentVersion() map[string]string { return map[string]string{VersionVar: VersionAbsent} }
 
-// Template is a key with variables: "t:{tenant_id}:user:{id}". A literal brace is
-// written twice.
+// Template is a key with variables: "t:{tenant_id}:user:{id}", of whose values a normal form
+// may be asked for: "{email|lower}". A literal brace is written twice.
 type Template struct {
-	source string
-	lits   []string // lits[i] stands before vars[i]; one more than vars
-	vars   []string
+	source  string
+	lits    []string // lits[i] stands before vars[i]; one more than vars
+	vars    []string
+	normals []Normal // of vars
 }
 
 // TemplateError says what is wrong with a template, and where in it.
@@ -50,9 +51,12 @@ func ParseTemplate(s string) (*Template, error) {
 			if end < 0 {
 				return nil, &TemplateError{i, "'{' without '}'", "write {{ for a literal brace"}
 			}
-			name := s[i+1 : i+end]
+			name, form, hasForm := strings.Cut(s[i+1:i+end], "|")
 			if !isName(name) {
 				return nil, &TemplateError{i + 1, fmt.Sprintf("%q is not a variable's name", name), "letters, digits and _, not starting with a digit"}
+			}
+			if hasForm && !slices.Contains(Normals(), Normal(form)) {
+				return nil, &TemplateError{i + 2 + len(name), fmt.Sprintf("%q is not a normal form", form), suggest(form, normalNames())}
 			}
 			if slices.Contains(t.vars, name) {
 				return nil, &TemplateError{i + 1, fmt.Sprintf("variable %s stands twice", name), "once is enough to tell keys apart"}
@@ -61,7 +65,7 @@ func ParseTemplate(s string) (*Template, error) {
 				return nil, &TemplateError{i, fmt.Sprintf("nothing keeps {%s} and {%s} apart", t.vars[len(t.vars)-1], name),
 					"put a ':' between them: it is encoded inside values, so different values then give different keys"}
 			}
-			t.lits, t.vars = append(t.lits, lit.String()), append(t.vars, name)
+			t.lits, t.vars, t.normals = append(t.lits, lit.String()), append(t.vars, name), append(t.normals, Normal(form))
 			lit.Reset()
 			i += end
 		case c <= ' ' || c == 0x7f:
@@ -100,6 +104,14 @@ func separator(s string) int {
 
 // Vars are the variables in the order in which they stand.
 func (t *Template) Vars() []string { return t.vars }
+
+// Normal is the normal form that the values of the variable have in keys.
+func (t *Template) Normal(name string) Normal {
+	if i := slices.Index(t.vars, name); i >= 0 {
+		return t.normals[i]
+	}
+	return NormalNone
+}
 
 // Literal is the text before the i-th variable, or after the last one.
 func (t *Template) Literal(i int) string { return t.lits[i] }

@@ -351,7 +351,12 @@ func (t *testParser) parsePurges(e entry) []string {
 			name, n = list[0].name, list[0].key
 			if v, ok := t.value(list[0].value, list[0].path); ok {
 				data, null := exampleText(v)
-				purge = purgeText(name, value{data: data, null: null, known: true}.append([]byte{}))
+				tenant := value{data: data, null: null}
+				if f, ok := t.family(name); ok {
+					purge = purgeText(name, f.appendTenant([]byte{}, tenant))
+				} else {
+					purge = purgeText(name, tenant.append([]byte{}, NormalNone)) // a fault follows
+				}
 			}
 		} else if s, ok := t.text(e, want); ok {
 			name, purge = s.text, purgeText(s.text, nil)
@@ -361,6 +366,13 @@ func (t *testParser) parsePurges(e entry) []string {
 		}
 	}
 	return purges
+}
+
+func (t *testParser) family(name string) (*Family, bool) {
+	if t.file.Plan == nil {
+		return nil, false
+	}
+	return t.file.Plan.Family(name)
 }
 
 // known says whether the mappings have the family.

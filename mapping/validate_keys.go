@@ -284,8 +284,15 @@ func (p *parser) checkVersion(key, version entry, k *KeySpec) bool {
 	if !inKey {
 		p.fault(key.value, key.path, "the version must be a part of the key: put {version} into it", "the family has a version, but {version} is not in its key")
 	}
+	if k.Template.Normal(VersionVar) != NormalNone {
+		p.fault(key.value, key.path, "write {version}", "the version is taken as it is")
+		ok = false
+	}
 	for _, v := range k.Version.Vars() {
 		switch {
+		case slices.Contains(k.Template.Vars(), v) && k.Template.Normal(v) != k.Version.Normal(v):
+			p.fault(version.value, version.path, "give it the same normal form in both", "variable {%s} has one normal form in the key and another one in the version key", clip(v))
+			ok = false
 		case v == VersionVar:
 			p.fault(version.value, version.path, "leave it out: this is the key that the version is kept in", "{version} cannot be in the version key")
 			ok = false

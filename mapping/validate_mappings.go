@@ -166,7 +166,13 @@ func (p *parser) checkEntity(e entry, t *Template) bool {
 		p.fault(e.value, e.path, "give one of them another name", "%s has %d variables here and %d elsewhere", kind, len(t.vars), before)
 		return false
 	}
-	p.entities[kind] = len(t.vars)
+	for i, n := range t.normals {
+		if before := p.entityNormals[kind]; before != nil && before[i] != n {
+			p.fault(e.value, e.path, "give it the same normal form everywhere", "{%s} has another normal form here than elsewhere in %s", t.vars[i], kind)
+			return false
+		}
+	}
+	p.entities[kind], p.entityNormals[kind] = len(t.vars), t.normals
 	return true
 }
 

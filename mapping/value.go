@@ -20,11 +20,11 @@ func (v value) seen() bool { return v.known || v.reason == ReasonEncoding }
 
 func (v value) equal(o value) bool { return v.null == o.null && bytes.Equal(v.raw, o.raw) }
 
-func (v value) append(dst []byte) []byte {
+func (v value) append(dst []byte, n Normal) []byte {
 	if v.null {
 		return append(dst, nullToken...)
 	}
-	return AppendEncoded(dst, v.data)
+	return AppendEncoded(dst, n.Of(v.data))
 }
 
 // column is a column of a bound relation.

@@ -27,7 +27,10 @@ type Types struct {
 // Var is a variable, with the types of all that it comes from.
 type Var struct {
 	Name    string
+	Normal  mapping.Normal
 	Columns []Column // none: no mapping tells it
+
+	types []Type // that print values in different ways; empty while all are unknown
 }
 
 // Column is one place that a variable's values come from.
@@ -139,10 +142,7 @@ func (r *reader) want(vars []mapping.KeyVar) {
 func (r *reader) vars(vars []mapping.KeyVar) []Var {
 	list := make([]Var, len(vars))
 	for i, v := range vars {
-		list[i].Name = v.Name
-		for _, s := range v.Sources {
-			list[i].Columns = append(list[i].Columns, *r.types[s])
-		}
+		list[i] = newVar(v, func(s mapping.KeySource) *Column { return r.types[s] })
 	}
 	return list
 }

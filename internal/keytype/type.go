@@ -1,6 +1,10 @@
 package keytype
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
 
 // Type is a column's type. What a value of it is in a key depends on what stands here, and
 // on nothing else.
@@ -13,6 +17,8 @@ type Type struct {
 	Form             Form
 	Collation        string
 	Nondeterministic bool // the collation takes different texts for equal
+
+	Normal mapping.Normal // that the variable's values have in keys
 }
 
 // identity is all that the text of a key depends on. Names that people see follow the search
@@ -57,17 +63,20 @@ const (
 	Varbit
 	LSN
 	JSON
-	Money
+	Session // money, regclass: what is printed follows lc_monetary, search_path
 	Array
 	Range
 	Composite
+	Message // of a message: the text of its field
+	Free    // no mapping tells the variable, so the daemon never makes such a key
 )
 
 // builtin are the types whose oid is the same on every server.
 var builtin = map[uint32]Form{
 	16: Bool, 17: Bytea, 18: Char, 19: Name, 20: Integer, 21: Integer, 23: Integer, 25: Text, 26: Integer, 28: Integer, 29: Integer,
-	114: JSON, 142: Other, 650: CIDR, 700: Float, 701: Float, 774: MAC8, 790: Money, 829: MAC, 869: Inet, 1042: Blank, 1043: Text,
+	114: JSON, 142: Other, 650: CIDR, 700: Float, 701: Float, 774: MAC8, 790: Session, 829: MAC, 869: Inet, 1042: Blank, 1043: Text,
 	1082: Date, 1083: Time, 1114: Timestamp, 1184: TimestampTZ, 1186: Interval, 1266: TimeTZ, 1560: Bit, 1562: Varbit, 1700: Numeric,
+	24: Session, 2202: Session, 2203: Session, 2204: Session, 2205: Session, 2206: Session, 3734: Session, 3769: Session, 4089: Session, 4096: Session, 4191: Session,
 	2950: UUID, 3220: LSN, 3802: JSON, 5069: Integer,
 }
 

@@ -70,7 +70,6 @@ type tap struct {
 	limiter *rate.Limiter
 	resolve *resolver
 	sum     Summary
-	tenant  []byte // encoded; nil for all
 }
 
 // Run shows invalidations until ctx ends, or as many or as long as the options say;
@@ -80,9 +79,6 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		limiter: rate.NewLimiter(rate.Inf, 1), sum: newSummary(), view: newView(o)}
 	if o.MaxRate > 0 {
 		t.limiter = rate.NewLimiter(rate.Limit(o.MaxRate), o.MaxRate)
-	}
-	if o.Filter.Tenant != nil {
-		t.tenant = mapping.AppendEncoded([]byte{}, []byte(*o.Filter.Tenant))
 	}
 	t.standby = replication.NewStandbyWatch(replication.StandbyWatchOptions{Logger: o.Logger,
 		Connect: func(ctx context.Context) (*pgx.Conn, error) { return replication.ConnectControl(ctx, o.URL, "tap") }})
@@ -416,11 +412,11 @@ func (t *tap) wanted(inv *mapping.Invalidation) bool {
 	if f := t.o.Filter.Families; len(f) > 0 && !slices.Contains(f, inv.Family.Name) {
 		return false
 	}
-	if t.tenant == nil {
+	if t.o.Filter.Tenant == nil {
 		return true
 	}
 	// Where the tenant is not known, all of them are meant, this one too.
-	return inv.Family.TenantVar != "" && (inv.Tenant == nil || string(inv.Tenant) == string(t.tenant))
+	return inv.Family.TenantVar != "" && (inv.Tenant == nil || string(inv.Tenant) == string(inv.Family.AppendTenant(nil, []byte(*t.o.Filter.Tenant))))
 }
 
 func widenings(out *mapping.Output) (reasons []string) {

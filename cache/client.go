@@ -30,6 +30,7 @@ type Client struct {
 
 	clock   *sourceClock
 	control *control
+	types   *keyTypes
 	l1      *l1     // nil without
 	source  *gate   // of loads
 	redis   breaker // so that reads do not wait for its timeouts while it is down
@@ -87,7 +88,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	}
 	c := &Client{
 		o: o, primary: pool, prefix: o.file.Redis.Prefix, plan: plan, log: o.logger, scripts: newScripts(),
-		clock: &sourceClock{}, tags: tags,
+		clock: &sourceClock{}, tags: tags, types: newKeyTypes(pool, plan, o.logger),
 	}
 	c.source = newGate(o.concurrency, c.breakerChanged("the source"))
 	c.redis = breaker{pause: redisPause, onChange: c.breakerChanged("redis")}
@@ -110,6 +111,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	}
 	c.firstLook(ctx)
 	c.do(c.control.run)
+	c.do(c.types.watch)
 	return c, nil
 }
 
@@ -131,6 +133,9 @@ func (c *Client) firstLook(ctx context.Context) {
 	defer cancel()
 	if err := c.clock.measure(ctx, c.primary); err != nil {
 		c.log.Warn("the source does not tell its time yet: reads go past the cache until it does", "error", err)
+	}
+	if err := c.types.read(ctx); err != nil {
+		c.log.Warn("the source does not tell of what types key columns are yet: reads go past the cache until it does", "error", err)
 	}
 	if err := c.control.poll(ctx); err != nil {
 		c.log.Warn("reads go past the cache until the daemon's control hash is there", "key", c.control.key, "error", err)
@@ -197,6 +202,7 @@ const onDoubtServe = "serve"
 // Other doubts, beside those of the control hash.
 const (
 	doubtRedis = "redis" // it does not answer
+	doubtTypes = "types" // those of the columns that keys are made of are not known
 )
 
 // holds says whether what was read of the family from Redis, after the daemon's state known

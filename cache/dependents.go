@@ -22,9 +22,13 @@ func DependsOn(ctx context.Context, kind string, values ...any) error {
 	if !ok {
 		return errors.New("cache: DependsOn is for loaders, with the context that they are given")
 	}
-	name, err := d.name(kind, values)
+	name, err := d.name(ctx, kind, values)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if errors.Is(err, errTypes) { // no name, so what is loaded is not stored
+		d.untyped = true
+		return nil
+	}
 	if err != nil {
 		d.err = errors.Join(d.err, err)
 	} else if !slices.Contains(d.found, name) {
@@ -40,31 +44,45 @@ func nested(ctx context.Context) bool { return ctx.Value(dependenciesKey{}) != n
 
 // dependencies gathers what a load depends on.
 type dependencies struct {
-	plan *mapping.Plan
+	plan  *mapping.Plan
+	types *keyTypes
 
-	mu    sync.Mutex
-	found []string
-	err   error
+	mu      sync.Mutex
+	found   []string
+	untyped bool // one had no name
+	err     error
 }
 
-func (d *dependencies) name(kind string, values []any) (string, error) {
+func (d *dependencies) name(ctx context.Context, kind string, values []any) (string, error) {
 	entity, ok := d.plan.Entity(kind)
 	if !ok {
 		return "", fmt.Errorf(`cache: DependsOn(%q): no mapping would ever invalidate it: add dependents: ["%s:{id}"] to its table in the mappings`, kind, kind)
 	}
-	texts := make([]mapping.Value, len(values))
-	for i, v := range values {
-		text, null, err := varText(v)
-		if err != nil {
-			return "", fmt.Errorf("cache: DependsOn(%q): value %d: %w", kind, i+1, err)
-		}
-		texts[i] = mapping.Value{Text: text, Null: null}
+	if len(values) != entity.Vars {
+		return "", fmt.Errorf("%w: DependsOn(%q): it is named by %d values, not by %d", ErrVars, kind, entity.Vars, len(values))
 	}
-	name, err := entity.Name(texts...)
+	types, err := d.types.get(ctx)
 	if err != nil {
-		return "", fmt.Errorf("cache: DependsOn(%q): %w", kind, err)
+		return "", err
 	}
-	return name, nil
+	name := []byte(kind)
+	vars := types.Entity(kind)
+	for i, v := range values {
+		if err := vars[i].Unknown(); err != nil {
+			return "", fmt.Errorf("%w: %w", errTypes, err)
+		}
+		if name, err = appendVar(append(name, ':'), &vars[i], v); err != nil {
+			return "", fmt.Errorf("%w: DependsOn(%q): value %d: %w", ErrVars, kind, i+1, err)
+		}
+	}
+	return string(name), nil
+}
+
+// isNamed says whether all that was declared has a name.
+func (d *dependencies) isNamed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.untyped
 }
 
 // problem is what was wrong with a declaration, even if the loader has passed it over:

@@ -129,11 +129,11 @@ func TestDependsOnMistakes(t *testing.T) {
 	v := view(b, "item")
 	wantError(t, DependsOn(t.Context(), "seller", 1), "loaders")
 	for name, declare := range map[string]func(context.Context) error{
-		"dependents:":         func(ctx context.Context) error { return DependsOn(ctx, "shop", 1) },
-		"by 1 values":         func(ctx context.Context) error { return DependsOn(ctx, "seller", 1, 2) },
-		"more than one form":  func(ctx context.Context) error { return DependsOn(ctx, "seller", time.Now()) },
-		"float64 is none of":  func(ctx context.Context) error { return DependsOn(ctx, "seller", 1.5) },
-		"named by 1 values, ": func(ctx context.Context) error { return DependsOn(ctx, "seller") },
+		"dependents:":           func(ctx context.Context) error { return DependsOn(ctx, "shop", 1) },
+		"by 1 values":           func(ctx context.Context) error { return DependsOn(ctx, "seller", 1, 2) },
+		"a time.Time is not":    func(ctx context.Context) error { return DependsOn(ctx, "seller", time.Now()) },
+		"a float64 is not what": func(ctx context.Context) error { return DependsOn(ctx, "seller", 1.5) },
+		"named by 1 values, ":   func(ctx context.Context) error { return DependsOn(ctx, "seller") },
 	} {
 		_, err := v.Get(t.Context(), Vars{"id": 1}, func(ctx context.Context, _ pgx.Tx) (string, error) {
 			_ = declare(ctx) // passed over, and not forgotten

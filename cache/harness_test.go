@@ -180,7 +180,7 @@ func newBenchOn(t testing.TB, db *servertest.Database, options ...Option) *bench
 func newBenchWith(t testing.TB, db *servertest.Database, rdb *redis.Client, options ...Option) *bench {
 	t.Helper()
 	b := &bench{TB: t, db: db, rdb: rdb}
-	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
+	b.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`, `CREATE TABLE sellers (id text PRIMARY KEY)`, `INSERT INTO items SELECT n, 'one' FROM generate_series(1, 20) n`)
 	b.pool = b.connect()
 	b.mappings = filepath.Join(t.TempDir(), "mappings.yaml")
 	if err := os.WriteFile(b.mappings, []byte(testMappings), 0o600); err != nil {

@@ -115,7 +115,7 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 			s.end(ctx)()
 		}
 	}()
-	declared := &dependencies{plan: c.plan}
+	declared := &dependencies{plan: c.plan, types: c.types}
 	l.value, err = load(context.WithValue(ctx, dependenciesKey{}, declared), s.tx)
 	f.metrics.seconds.Observe(time.Since(s.at).Seconds())
 	l.notFound = errors.Is(err, ErrNotFound)
@@ -137,6 +137,7 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 		l.end()
 		return l, nil, err
 	}
+	l.proved = l.proved && declared.isNamed()
 	return l, declared.names(), nil
 }
 

@@ -98,7 +98,7 @@ func (m *many[T]) cached(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if version != versionNone && trusted {
+		if version < versionNone && trusted {
 			if out, ok := v.fromL1(key, m.token, told, time.Now(), known); ok {
 				m.take(i, &out)
 				continue
@@ -107,12 +107,16 @@ func (m *many[T]) cached(ctx context.Context) error {
 		if version == versionL1 {
 			known = known.atMost(told) // of all of them: they are asked for together
 		}
-		if version == versionNone || !trusted {
+		if version == versionNone || version == versionUntyped || !trusted {
 			m.past = append(m.past, i)
-			if trusted {
-				why = doubtRedis
+			doubt := why
+			switch {
+			case version == versionUntyped:
+				doubt = doubtTypes
+			case trusted:
+				doubt = doubtRedis
 			}
-			v.f.metrics.bypasses[why].Inc()
+			v.f.metrics.bypasses[doubt].Inc()
 			continue
 		}
 		asked = append(asked, missingItem{i, key, v.mark(key)})

@@ -49,7 +49,7 @@ func newMetrics(reg prometheus.Registerer, withL1 bool) (*metrics, error) {
 		fills:    counter("fills_total", "Loads that were stored."),
 		refused:  counter("fills_refused_total", "Loads that were not stored: revoked (invalidated meanwhile, or too slow for the lease), redis, loader.", "reason"),
 		waits:    counter("waits_total", "Times a read waited for another reader's load."),
-		bypasses: counter("bypasses_total", "Reads past the cache by what was in doubt: unknown, gap, paused, late, stamp (the daemon does not follow the family, or on other terms than this process) or redis.", "reason"),
+		bypasses: counter("bypasses_total", "Reads past the cache by what was in doubt: unknown, gap, paused, late, stamp (the daemon does not follow the family, or on other terms than this process) redis or types (of the columns that keys are made of).", "reason"),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "cache", Name: "source_seconds", Help: "Time of a load, from the begin of its transaction to its end.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2.5, 12),
@@ -120,7 +120,7 @@ func (m *metrics) family(name string) *familyMetrics {
 		fills:    m.fills.WithLabelValues(name),
 		refused:  by(m.refused, refusedRevoked, refusedRedis, refusedLoader),
 		waits:    m.waits.WithLabelValues(name),
-		bypasses: by(m.bypasses, doubtUnknown, doubtGap, doubtPaused, doubtLate, doubtStamp, doubtRedis),
+		bypasses: by(m.bypasses, doubtUnknown, doubtGap, doubtPaused, doubtLate, doubtStamp, doubtRedis, doubtTypes),
 		seconds:  m.seconds.WithLabelValues(name),
 	}
 	f.l1, f.hit = f.results[resultL1], f.results[resultHit]

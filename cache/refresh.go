@@ -31,8 +31,11 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	if err != nil {
 		return outcome[T]{}, err
 	}
-	if version == versionNone {
+	switch version {
+	case versionNone:
 		return v.bypass(ctx, key, load, nil, doubtRedis, known)
+	case versionUntyped:
+		return v.bypass(ctx, key, load, nil, doubtTypes, known)
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
 	v.flights.leave(key, flightRefresh)
@@ -47,6 +50,9 @@ func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
 	key, version, err := v.key(ctx, vars, nil, 0, nil)
 	if err != nil {
 		return err
+	}
+	if version == versionUntyped {
+		return fmt.Errorf("cache: invalidate family %s: %w", v.f.Name, errTypes)
 	}
 	if version == versionNone {
 		return fmt.Errorf("cache: invalidate family %s: %w", v.f.Name, errRedisDown)

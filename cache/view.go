@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +22,8 @@ type family struct {
 	life     lifetimes
 	negative lifetimes
 	metrics  *familyMetrics
+	types    *keyTypes
+	made     atomic.Pointer[rendering] // with the types that were known last
 }
 
 // loader loads one value.
@@ -30,6 +34,7 @@ type View[T any] struct {
 	c       *Client
 	f       *family
 	flights flights[T]
+	untyped atomic.Uint64  // reads for which there was no key
 	text    func(string) T // T is string, and stored as it is; nil of all others
 }
 
@@ -43,7 +48,7 @@ func Family[T any](c *Client, name string) (*View[T], error) {
 	if ttl == 0 {
 		ttl = DefaultTTL
 	}
-	v := &View[T]{c: c, f: &family{Family: f, metrics: c.metrics.family(name),
+	v := &View[T]{c: c, f: &family{Family: f, metrics: c.metrics.family(name), types: c.types,
 		life:     lifetimes{ttl: ttl, stale: f.StaleFor, failSafe: f.Class.FailSafe},
 		negative: lifetimes{ttl: f.NegativeTTL}}}
 	if c.o.codec == Raw {
@@ -128,6 +133,9 @@ func (v *View[T]) getOnce(ctx context.Context, vars Vars, load loader[T], token 
 	key, version, err := v.key(ctx, vars, token, told, nil)
 	if err != nil {
 		return outcome[T]{}, err
+	}
+	if version == versionUntyped {
+		return v.bypass(ctx, key, load, token, doubtTypes, known)
 	}
 	if !last && known.void() {
 		return outcome[T]{}, errLookAgain
@@ -247,26 +255,34 @@ func early(e *entry, ms int64) bool {
 
 // Where a data key's version comes from.
 const (
-	versionRead = iota // from Redis just now, or there is none in the key
-	versionL1          // from memory, proved as of what was told
-	versionNone        // it could not be read: the key stands for nothing in Redis
+	versionRead    = iota // from Redis just now, or there is none in the key
+	versionL1             // from memory, proved as of what was told
+	versionNone           // it could not be read: the key stands for nothing in Redis
+	versionUntyped        // the same of the types: the key is of this read alone
 )
 
 // key renders the data key. told is how fresh memory was before. For a token the version is
 // read from Redis: memory may be behind what the control hash says.
 // Versions that were read before in the same call are taken from read, which may be nil.
 func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64, read map[string]string) (key string, from int, err error) {
+	r, err := v.f.rendering(ctx)
+	if errors.Is(err, errTypes) {
+		return "?" + strconv.FormatUint(v.untyped.Add(1), 10), versionUntyped, nil
+	}
+	if err != nil {
+		return "", versionNone, err
+	}
 	if !v.f.Versioned {
-		key, err = v.f.dataKey(vars, "")
+		key, err = v.f.dataKey(r, vars, "")
 		return key, versionRead, err
 	}
-	name, err := v.f.versionKey(vars)
+	name, err := v.f.versionKey(r, vars)
 	if err != nil {
 		return "", versionNone, err
 	}
 	if token == nil {
 		if version, ok := v.versionFromL1(name, told); ok {
-			key, err = v.f.dataKey(vars, version)
+			key, err = v.f.dataKey(r, vars, version)
 			return key, versionL1, err
 		}
 	}
@@ -278,12 +294,12 @@ func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64, 
 		if ctx.Err() != nil {
 			return "", versionNone, ctx.Err()
 		}
-		key, err = v.f.dataKey(vars, noVersion)
+		key, err = v.f.dataKey(r, vars, noVersion)
 		return key, versionNone, err
 	}
 	if read != nil {
 		read[name] = version
 	}
-	key, err = v.f.dataKey(vars, version)
+	key, err = v.f.dataKey(r, vars, version)
 	return key, versionRead, err
 }

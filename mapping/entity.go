@@ -1,7 +1,6 @@
 package mapping
 
 import (
-	"fmt"
 	"strings"
 )
 
@@ -19,24 +18,6 @@ type Entity struct {
 // Family is the family of a dependent, by the name that its reader registered it with;
 // ok is false when the plan has none by that name any more.
 func (e *Entity) Family(name string) (*Family, bool) { return e.plan.Family(name) }
-
-// Value is a value of a row, or NULL.
-type Value struct {
-	Text string // as Postgres prints it
-	Null bool
-}
-
-// Name is the name of one entity, such as seller:42.
-func (e *Entity) Name(values ...Value) (string, error) {
-	if len(values) != e.Vars {
-		return "", fmt.Errorf("%s is named by %d values, not by %d", e.Kind, e.Vars, len(values))
-	}
-	name := []byte(e.Kind)
-	for i, v := range values {
-		name = value{data: []byte(v.Text), null: v.Null}.append(append(name, ':'), e.family.key.normals[i])
-	}
-	return string(name), nil
-}
 
 // Entity is the entity of that kind; ok is false where no mapping has it, so that
 // nothing would ever invalidate what depends on it.

@@ -1,22 +1,22 @@
 """A reader of cdc-invalidator's cache in Python, after docs/protocol.md.
 
-It needs redis-py and psycopg 3, and the scripts of cache/lua beside it. Copy it, and
+It needs redis-py and psycopg 3, the scripts of cache/lua, and cdc_keys.py beside it. Copy it, and
 change what does not suit. It has no threads of its own and is safe to share between
 threads. Times are seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
 import re
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
@@ -24,11 +24,14 @@ import redis
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-Value = str | bytes | int | bool | uuid.UUID | None
+from cdc_keys import FREE, BadVariable, RowText, Type, TypesUnknown, Value, encode, normal, read_type, text_of
+
+__all__ = ["BadVariable", "Cache", "Entry", "Family", "NotFound", "RowText", "TooSlow", "token_after_commit"]
+
 Loader = Callable[[psycopg.Connection, Callable[..., None]], bytes]  # load(connection, depends_on)
 
-_RESERVED = re.compile("[\x00-\x20\x7f%:*?\\[\\]{}\\\\\udc80-\udcff]")
-_VARIABLE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+_VARIABLE = re.compile(r"\{\{|\}\}|\{(\w+)(?:\|(\w+))?\}")
+_TYPES_FOR = 10.0  # seconds that the types of columns are believed
 _HEADER = 73
 
 
@@ -54,6 +57,8 @@ class Family:
     negative_ttl: float = 60
     hold: float = 0  # how long the daemon may keep an invalidation back
     serve_in_doubt: bool = False  # on_doubt: serve
+    # Where each variable comes from in the mappings: {"id": ("public.users.id", ...)}. A variable that none tells is not here.
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,26 +105,19 @@ def _snapshot(text: str) -> tuple[int, set[int]]:
     return int(xmax), {int(x) for x in xip.split(",") if x}
 
 
-def encode(value: Value) -> str:
-    """A value as it stands in a key."""
-    if value is None:
-        return "%-"
-    if isinstance(value, bool):
-        value = "t" if value else "f"
-    if isinstance(value, (int, uuid.UUID)):
-        value = str(value)
-    if isinstance(value, str):
-        value = value.encode()
-    if not isinstance(value, bytes):
-        raise TypeError(f"{type(value).__name__} in a key: give it as text, as Postgres prints it")
-    # surrogateescape turns a byte that is not UTF-8 into one of U+DC80 to U+DCFF.
-    return _RESERVED.sub(
-        lambda m: "%%%02X" % m[0].encode("utf-8", "surrogateescape")[0], value.decode("utf-8", "surrogateescape")
-    )
+Types = Mapping[str, tuple[Type, ...]]  # of the columns that each variable comes from
 
 
-def render(template: str, variables: Mapping[str, Value]) -> str:
-    return _VARIABLE.sub(lambda m: encode(variables[m[1]]) if m[1] else m[0][0], template)
+def render(template: str, variables: Mapping[str, Value], types: Types) -> str:
+    return _VARIABLE.sub(lambda m: _variable(m, variables, types) if m[1] else m[0][0], template)
+
+
+def _variable(m: re.Match[str], variables: Mapping[str, Value], types: Types) -> str:
+    value = variables[m[1]]
+    texts = {encode(normal(m[2], text_of(t, m[2], value))) for t in types.get(m[1], ()) or (FREE,)}
+    if len(texts) > 1:
+        raise BadVariable(f"{m[1]} comes from columns that print it in different ways")
+    return texts.pop()
 
 
 def token_after_commit(conn: psycopg.Connection) -> str:
@@ -174,12 +172,16 @@ class Cache:
         prefix: str = "inv:",
         slot: str = "cdc_invalidator",
         lease: float = 5,
+        entities: Mapping[str, tuple[tuple[str, ...], ...]] | None = None,
     ) -> None:
+        """entities says where the values of dependents come from: {"seller": (("public.sellers.id",),)}."""
         self._rdb, self._connect, self._prefix, self._lease = rdb, connect, prefix, lease
         self._control, self._stamps_key = f"{prefix}source:{{{slot}}}", f"{prefix}stamps:{{{slot}}}"
         scripts = (rdb.register_script((lua / f"{n}.lua").read_bytes()) for n in ("read", "fill", "release", "register"))
         self._read, self._fill, self._release, self._register = scripts
         self._stamps: tuple[bytes, dict] = b"", {}  # revision, and what it says
+        self._entities = entities or {}
+        self._types: tuple[dict[str, Type], float] = {}, 0.0  # by column, and until when
         self._source_clock: tuple[float, float] | None = None  # it said the second a little after the first
 
     def get(
@@ -193,11 +195,12 @@ class Cache:
     ) -> bytes:
         """The cached value, or a loaded one. NotFound where there is no row."""
         patience = time.monotonic() + self._lease
-        entities = {_entity(*e) for e in depends_on}
+        declared, entities = list(depends_on), set()
         for _ in range(3):
             try:
+                entities |= {self._entity(*e) for e in declared}
                 answer = self._ask(family, variables, at_least, patience)
-            except redis.RedisError:
+            except (redis.RedisError, psycopg.Error, TypesUnknown):
                 answer = _Answer()  # straight to the source
             if answer.entry is not None:
                 return _found(answer.entry.payload if answer.entry.found else None)
@@ -217,12 +220,13 @@ class Cache:
     def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, str, Entry | None]:
         """Until when (time.monotonic) the class is proved, Redis' clock in ms, the family's stamp ("" for none), the key, and its entry. The control hash
         comes first: what it proves holds for what is read later, versions included, not for what was read before."""
-        name = render(family.version or family.key, variables)
+        types = self._types_of(family.columns)
+        name = render(family.version or family.key, variables, types)
         with self._rdb.pipeline(transaction=False) as p:
             p.hmget(self._control, "state", "fresh_as_of", "stamps").time().get(name)
             control, (seconds, micros), raw = p.execute(raise_on_error=False)
         if family.version:
-            name, raw = self._versioned(family, variables, name, raw)
+            name, raw = self._versioned(family, variables, types, name, raw)
         if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
             raw = None
         stamp = self._stamp(family, control)
@@ -251,14 +255,14 @@ class Cache:
         kind, *values = entity.split(":")
         return self._stamps[1].get("entities", {}).get(kind) == {"variables": len(values)}
 
-    def _versioned(self, family: Family, variables: Mapping[str, Value], name: str, version: object) -> tuple[str, object]:
+    def _versioned(self, family: Family, variables: Mapping[str, Value], types: Types, name: str, version: object) -> tuple[str, object]:
         if version is None:
             # Never a version that was used before: what was stored under it is not revoked.
             self._rdb.set(name, "0" * 16 + secrets.token_hex(8) + "0" * 8, nx=True)
             version = self._rdb.get(name)
         if not isinstance(version, bytes):
             raise redis.ResponseError(f"no version: {version}")
-        key = render(family.key, {**variables, "version": version})
+        key = render(family.key, {**variables, "version": version}, types)
         with self._rdb.pipeline(transaction=False) as p:
             return key, p.get(key).execute(raise_on_error=False)[0]
 
@@ -337,7 +341,7 @@ class Cache:
             )
             self._source_clock = began, now
             try:
-                payload = load(conn, lambda kind, *values: entities.add(_entity(kind, *values)))
+                payload = load(conn, lambda kind, *values: entities.add(self._entity(kind, *values, conn=conn)))
             except NotFound:
                 payload = None
             return _Load(payload, snapshot, began, conn.info.transaction_status is TransactionStatus.INTRANS)
@@ -363,16 +367,33 @@ class Cache:
             except redis.RedisError:
                 pass  # it expires
 
+    def _types_of(self, columns: Mapping[str, tuple[str, ...]], conn: psycopg.Connection | None = None) -> Types:
+        """Asks the source for the types, and again from time to time: DDL changes them. A key is never guessed."""
+        known, until = self._types
+        wanted = {c for names in columns.values() for c in names}
+        fresh = known if time.monotonic() < until else {}
+        if wanted - fresh.keys():
+            try:
+                with contextlib.nullcontext(conn) if conn else self._connect() as asked, asked.transaction():
+                    fresh = fresh | {c: read_type(asked, c) for c in wanted - fresh.keys()}
+                self._types = fresh, until if time.monotonic() < until else time.monotonic() + _TYPES_FOR
+            except psycopg.Error:
+                if wanted - known.keys():
+                    raise
+                fresh = known  # it cannot be asked now: what is known stands
+        return {name: tuple(fresh[c] for c in names) for name, names in columns.items()}
+
+    def _entity(self, kind: str, *values: Value, conn: psycopg.Connection | None = None) -> str:
+        columns = self._entities.get(kind, ((),) * len(values))
+        types = self._types_of({str(i): c for i, c in enumerate(columns)}, conn)
+        return render(":".join([kind, *(f"{{{i}}}" for i in range(len(values)))]), {str(i): v for i, v in enumerate(values)}, types)
+
     def _source_now(self) -> float:
         """The source's clock, never behind it."""
         if self._source_clock is None:
             self._load(lambda *_: b"", set())
         began, said = self._source_clock
         return said + (time.monotonic() - began) * 1.001
-
-
-def _entity(kind: str, *values: Value) -> str:
-    return ":".join([kind, *map(encode, values)])
 
 
 def _found(payload: bytes | None) -> bytes:

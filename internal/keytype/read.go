@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -49,15 +50,26 @@ func (t *Types) Entity(kind string) []Var { return t.entities[kind] }
 // Text says of what columns, and of what types, the family's keys are made. It is the same
 // for all who ask the same source with the same mappings, whatever their role's settings, and
 // changes with anything that the text of a key depends on.
-func (t *Types) Text(f *mapping.Family) string {
+func (t *Types) Text(f *mapping.Family) string { return text(t.Family(f)) }
+
+func text(vars []Var) string {
 	var b strings.Builder
-	for _, v := range t.Family(f) {
+	for _, v := range vars {
 		b.WriteString(v.Name + ":\n")
 		for _, c := range v.Columns {
 			fmt.Fprintf(&b, "  %q %q %q %q %q %s\n", c.Source.Schema, c.Source.Table, c.Source.Query, c.Source.Message, c.Source.Column, c.Type.identity())
 		}
 	}
 	return b.String()
+}
+
+// EntityTexts is Text for the entities, by kind.
+func (t *Types) EntityTexts() []string {
+	var all []string
+	for _, kind := range slices.Sorted(maps.Keys(t.entities)) {
+		all = append(all, kind+"\n"+text(t.entities[kind]))
+	}
+	return all
 }
 
 // Missing are the columns whose type cannot be known, each once.

@@ -54,6 +54,7 @@ func cases() []protocolCase {
 		{"entries are the same bytes for both", sameBytes},
 		{"fields of later versions are passed over", laterFields},
 		{"values in keys", valuesInKeys},
+		{"values are rendered for the type of the column", typedValues},
 		{"an invalidation while loading refuses the fill", invalidatedWhileLoading},
 		{"a fill that is late on its way is refused", fillArrivesLate},
 		{"the lease comes before the snapshot", leaseBeforeSnapshot},
@@ -182,13 +183,17 @@ func valuesInKeys(t *testing.T, s *scene) {
 	for i, v := range vectors(t) {
 		s.id++
 		s.write(t, s.id, "x")
-		r := request{Family: "odd", Vars: map[string]any{"tenant": s.id, "value": v.value}, Row: s.id}
+		family := "odd"
+		if _, ok := v.value.(bool); ok {
+			family = "flag" // the text of a boolean column
+		}
+		r := request{Family: family, Vars: map[string]any{"tenant": s.id, "value": v.value}, Row: s.id}
 		first, second := s.a, s.b
 		if i%2 == 1 {
 			first, second = s.b, s.a
 		}
 		first.begin(t, r).loadsRow(t, value("x"))
-		s.kind(t, fmt.Sprintf("odd:{%d}:%s", s.id, v.encoded), "V")
+		s.kind(t, fmt.Sprintf("%s:{%d}:%s", family, s.id, v.encoded), "V")
 		second.begin(t, r).ends(t, value("x"))
 	}
 }

@@ -74,6 +74,9 @@ func (g *goReader) begin(t *testing.T, r request) *read {
 		if raw, ok := v.(rawBytes); ok {
 			v = []byte(raw)
 		}
+		if g, ok := v.(given); ok {
+			v = g.value(t)
+		}
 		vars[name] = v
 	}
 	steps := make(chan string, 16)

@@ -57,10 +57,13 @@ type pythonFamily struct {
 	NegativeTTL  float64 `json:"negative_ttl"`
 	Hold         float64 `json:"hold"`
 	ServeInDoubt bool    `json:"serve_in_doubt"`
+
+	Columns map[string][]string `json:"columns"`
 }
 
 func (w *world) pythonFamilies() []pythonFamily {
 	var all []pythonFamily
+	plan := w.plan
 	for _, k := range w.file.Keys {
 		f := pythonFamily{Name: k.Name, Key: k.Template.String(), TTL: k.TTL.Seconds(), Staleness: k.Class.Staleness.Seconds(),
 			StaleFor: k.StaleFor.Seconds(), FailSafe: k.Class.FailSafe.Seconds(), NegativeTTL: k.NegativeTTL.Seconds(),
@@ -71,7 +74,28 @@ func (w *world) pythonFamilies() []pythonFamily {
 		if f.TTL == 0 {
 			f.TTL = time.Hour.Seconds()
 		}
+		family, _ := plan.Family(k.Name)
+		f.Columns = map[string][]string{}
+		for _, v := range plan.KeyVars(family) {
+			for _, s := range v.Sources {
+				f.Columns[v.Name] = append(f.Columns[v.Name], s.Schema+"."+s.Table+"."+s.Column)
+			}
+		}
 		all = append(all, f)
+	}
+	return all
+}
+
+func (w *world) pythonEntities() map[string][][]string {
+	all := map[string][][]string{}
+	for _, e := range w.plan.Entities() {
+		for _, v := range e.KeyVars() {
+			var columns []string
+			for _, s := range v.Sources {
+				columns = append(columns, s.Schema+"."+s.Table+"."+s.Column)
+			}
+			all[e.Kind] = append(all[e.Kind], columns)
+		}
 	}
 	return all
 }
@@ -106,7 +130,7 @@ func newPythonReader(t *testing.T, w *world, redisURL string) reader {
 		}
 	})
 	p.say(t, map[string]any{"package": filepath.Join("..", "..", "docs", "python"), "lua": filepath.Join("..", "..", "cache", "lua"),
-		"redis": redisURL, "postgres": w.db.URL, "slot": w.file.Source.Slot.Name, "lease": lease.Seconds(), "families": w.pythonFamilies()})
+		"redis": redisURL, "postgres": w.db.URL, "slot": w.file.Source.Slot.Name, "lease": lease.Seconds(), "families": w.pythonFamilies(), "entities": w.pythonEntities()})
 	select {
 	case <-ready:
 	case <-ended:

@@ -28,6 +28,7 @@ type world struct {
 	rdb     *redis.Client
 	url     string
 	file    *mapping.File
+	plan    *mapping.Plan
 	control string
 	stamps  atomic.Pointer[mapping.Stamps] // whose families are followed
 	scripts map[string]string              // by file name without .lua
@@ -38,9 +39,18 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	redisDB := servertest.Redis(t)
 	w := &world{db: servertest.Postgres(t), rdb: redisDB.Client(t), url: redisDB.URL, scripts: make(map[string]string)}
-	w.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text)`)
-	var err error
-	if w.file, err = mapping.LoadOffline(filepath.Join("testdata", "mappings.yaml")); err != nil {
+	w.db.Exec(t, `CREATE TABLE items (id int PRIMARY KEY, v text, ok boolean)`, `CREATE TABLE sellers (id text PRIMARY KEY)`,
+		`CREATE EXTENSION IF NOT EXISTS citext`, `CREATE DOMAIN code AS char(6)`, `CREATE TYPE mood AS ENUM ('new', 'so so')`,
+		`CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`,
+		typedTable())
+	yaml, err := os.ReadFile(filepath.Join("testdata", "mappings.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.file, err = mapping.Parse("mappings.yaml", []byte(typedMappings(string(yaml))), mapping.Env{AllowUnset: true}); err != nil {
+		t.Fatal(err)
+	}
+	if w.plan, err = mapping.Compile(w.file); err != nil {
 		t.Fatal(err)
 	}
 	w.control = w.file.Redis.Prefix + "source:{" + w.file.Source.Slot.Name + "}"

@@ -5,11 +5,15 @@ of its own; its loader says {"id", "event": "loading"} and does what {"id", "go"
 tells. {"id", "token": true} asks for a token. The end is the end of the input.
 """
 
+import datetime
+import decimal
+import ipaddress
 import json
 import queue
 import sys
 import threading
 import traceback
+import uuid
 from pathlib import Path
 
 import psycopg
@@ -21,13 +25,17 @@ start = json.loads(sys.stdin.readline())
 sys.path.insert(0, start["package"])
 import cdc_cache  # noqa: E402
 
-families = {f["name"]: cdc_cache.Family(**f) for f in start["families"]}
+families = {
+    f["name"]: cdc_cache.Family(**f | {"columns": {name: tuple(c) for name, c in (f["columns"] or {}).items()}})
+    for f in start["families"]
+}
 cache = cdc_cache.Cache(
     redis.Redis.from_url(start["redis"], socket_timeout=5, retry=Retry(NoBackoff(), 0)),
     lambda: psycopg.connect(start["postgres"]),
     Path(start["lua"]),
     slot=start["slot"],
     lease=start["lease"],
+    entities={kind: tuple(map(tuple, columns)) for kind, columns in start["entities"].items()},
 )
 steps: dict[int, queue.Queue] = {}
 output = threading.Lock()
@@ -38,8 +46,22 @@ def say(message: dict) -> None:
         print(json.dumps(message), flush=True)
 
 
+MAKE = {
+    "bytes": bytes.fromhex,
+    "decimal": decimal.Decimal,
+    "uuid": uuid.UUID,
+    "time": datetime.datetime.fromisoformat,
+    "addr": ipaddress.ip_address,
+    "prefix": ipaddress.ip_interface,
+    "row": cdc_cache.RowText,
+}
+
+
 def value_of(v):
-    return bytes.fromhex(v["bytes"]) if isinstance(v, dict) else v
+    if isinstance(v, dict):
+        ((kind, text),) = v.items()
+        return MAKE[kind](text)
+    return v
 
 
 def read(r: dict) -> None:

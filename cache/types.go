@@ -1,0 +1,209 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
+)
+
+const (
+	typesTimeout = time.Second
+	// typesInterval is how often the types are read again while there are reads: one query of
+	// the catalogs. What DDL has changed is purged by the daemon; this is so that readers go
+	// on with the text that the daemon has from then on.
+	typesInterval = 10 * time.Second
+)
+
+// errTypes is of reads whose key cannot be made, because the source has not told yet of what
+// types the columns are. They go past the cache: a key is never guessed.
+var errTypes = errors.New("cache: the types of the columns that keys are made of are not known")
+
+// keyTypes knows of what types the columns are that keys are made of.
+type keyTypes struct {
+	pool *pgxpool.Pool
+	plan *mapping.Plan
+	log  *slog.Logger
+
+	known   atomic.Pointer[keytype.Types] // nil until the source has told
+	used    atomic.Bool                   // by a read, since they were read
+	outdate atomic.Bool                   // they are to be read before the next key is made
+
+	turn   chan struct{} // whose turn it is to ask
+	failed time.Time     // of whoever has the turn: when the source was asked in vain
+	err    error         // the same: what came of that
+	told   []keytype.Finding
+}
+
+func newKeyTypes(pool *pgxpool.Pool, plan *mapping.Plan, log *slog.Logger) *keyTypes {
+	return &keyTypes{pool: pool, plan: plan, log: log, turn: make(chan struct{}, 1)}
+}
+
+// get is what is known, asked for first where it is nothing yet.
+func (k *keyTypes) get(ctx context.Context) (*keytype.Types, error) {
+	if !k.used.Load() {
+		k.used.Store(true)
+	}
+	if t := k.known.Load(); t != nil && !k.outdate.Load() {
+		return t, nil
+	}
+	select {
+	case k.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-k.turn }()
+	t := k.known.Load()
+	if t != nil && !k.outdate.Load() {
+		return t, nil
+	}
+	if time.Since(k.failed) < sourcePause { // not each reader has to wait for it
+		return t, k.unless(t)
+	}
+	if err := k.ask(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // this reader has given up: the next one asks
+		}
+		k.failed, k.err = time.Now(), err
+		return t, k.unless(t)
+	}
+	return k.known.Load(), nil
+}
+
+// unless is the error of who needs types and has none. Where the source cannot be asked, what is
+// known stands.
+func (k *keyTypes) unless(t *keytype.Types) error {
+	if t != nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errTypes, k.err)
+}
+
+// read asks the source.
+func (k *keyTypes) read(ctx context.Context) error {
+	select {
+	case k.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-k.turn }()
+	return k.ask(ctx)
+}
+
+// ask is read of who has the turn.
+func (k *keyTypes) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, typesTimeout)
+	defer cancel()
+	conn, err := k.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	types, err := keytype.Read(ctx, conn.Conn(), k.plan)
+	if err != nil {
+		return err
+	}
+	k.outdate.Store(false)
+	if old := k.known.Load(); old != nil && k.same(old, types) {
+		return nil // what is resolved with the old ones stays
+	}
+	k.known.Store(types)
+	k.tell(types)
+	return nil
+}
+
+func (k *keyTypes) same(a, b *keytype.Types) bool {
+	for _, f := range k.plan.Families() {
+		if a.Text(f) != b.Text(f) {
+			return false
+		}
+	}
+	return slices.Equal(a.EntityTexts(), b.EntityTexts())
+}
+
+// tell warns of columns that readers are refused values of, or all.
+func (k *keyTypes) tell(types *keytype.Types) {
+	findings := types.Findings(k.plan)
+	for _, f := range findings {
+		if !f.Notice && !slices.Contains(k.told, f) {
+			k.log.Warn("keys: "+f.Where+": "+f.Problem, "fix", f.Fix)
+		}
+	}
+	k.told = findings
+}
+
+// watch reads the types again from time to time. While nobody reads, it leaves that to the next
+// read.
+func (k *keyTypes) watch(ctx context.Context) {
+	tick := time.NewTicker(typesInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if !k.used.Swap(false) {
+			k.outdate.Store(true)
+			continue
+		}
+		if err := k.read(ctx); err != nil {
+			k.log.Debug("the types of key columns could not be read again", "error", err)
+		}
+	}
+}
+
+// rendering is how a family's keys are made, with the types that were known.
+type rendering struct {
+	types        *keytype.Types
+	key, version []*keytype.Var // of the variables of the templates; nil for {version}
+	err          error          // a type is not known
+}
+
+// rendering follows from what is known of the types. It is made once for all keys.
+func (f *family) rendering(ctx context.Context) (*rendering, error) {
+	types, err := f.types.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := f.made.Load()
+	if r == nil || r.types != types {
+		r = newRendering(f.Family, types)
+		f.made.Store(r)
+	}
+	return r, r.err
+}
+
+func newRendering(f *mapping.Family, types *keytype.Types) *rendering {
+	r := &rendering{types: types}
+	vars := types.Family(f)
+	for i := range vars {
+		if err := vars[i].Unknown(); err != nil {
+			r.err = fmt.Errorf("%w: family %s: %w", errTypes, f.Name, err)
+		}
+	}
+	of := func(t *mapping.Template) (list []*keytype.Var) {
+		for _, name := range t.Vars() {
+			i := slices.IndexFunc(vars, func(v keytype.Var) bool { return v.Name == name })
+			if i < 0 { // {version}
+				list = append(list, nil)
+				continue
+			}
+			list = append(list, &vars[i])
+		}
+		return list
+	}
+	r.key = of(f.KeyTemplate())
+	if f.Versioned {
+		r.version = of(f.VersionTemplate())
+	}
+	return r
+}

@@ -176,6 +176,33 @@ func TestTablesAndPublication(t *testing.T) {
 	wantFindings(t, w.examine(), "publication publication_actions fatal", "publication publication_member fatal")
 }
 
+func TestColumnsWithSeveralTexts(t *testing.T) {
+	w, db := newWorld(t)
+	db.Exec(t, "CREATE EXTENSION IF NOT EXISTS citext", "ALTER TABLE users ADD mail citext, ADD amount numeric, ADD word text", "ALTER TABLE users REPLICA IDENTITY FULL",
+		"CREATE TABLE orders (who numeric(10,2))", "ALTER TABLE orders REPLICA IDENTITY FULL", "ALTER PUBLICATION pub ADD TABLE orders")
+	w.change = func(s string) string {
+		return strings.Replace(s, "user:{id}\"", "user:{id}:{mail}:{amount}\"", 1)
+	}
+	r := w.examine()
+	wantFindings(t, r, "tables key_several_texts warning", "tables key_several_texts warning")
+	c := find(r, "key_several_texts")
+	if c.Subject != "family user" || !strings.Contains(c.Message, "public.users.mail (citext)") || !strings.HasPrefix(c.Fix, "write {mail|lower} in the template") {
+		t.Errorf("%+v", c)
+	}
+	w.change = func(s string) string {
+		s = strings.Replace(s, "user:{id}\"", "user:{mail|lower}:{amount|number}:{word|lower}\"", 1)
+		return strings.Replace(s, "keys: [user, search]", "keys: [user, search]\n    dependents: [\"who:{id}\"]\n  - {table: public.orders, dependents: [\"who:{who}\"]}", 1)
+	}
+	r = w.examine()
+	wantFindings(t, r, "tables key_types_differ warning")
+	if c := find(r, "key_types_differ"); c.Subject != "dependents of who" || !strings.Contains(c.Message, "public.orders.who is numeric(10,2)") {
+		t.Errorf("%+v", c)
+	}
+	if c := find(r, "key_merges_rows"); c.Severity != Notice || !strings.Contains(c.Message, "public.users.word") {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestSettingsOfTheSource(t *testing.T) {
 	w, db := newWorld(t)
 	db.Exec(t, "ALTER DATABASE "+db.Name+" SET synchronous_commit = off")

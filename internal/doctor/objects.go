@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/provision"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
@@ -56,6 +57,31 @@ func (x *examination) mappedTables(st *provision.State) {
 				Message: "has its columns, and logs the old values that its mappings need"})
 		}
 	}
+}
+
+// keyTypes says of which columns readers are refused values, or all: those under which one row
+// has several keys.
+func (x *examination) keyTypes(ctx context.Context, url string) error {
+	conn, err := replication.ConnectQuery(ctx, url, "doctor") // for_each queries mean what they mean to the daemon
+	if err != nil {
+		return err
+	}
+	defer replication.CloseControl(ctx, conn)
+	types, err := keytype.Read(ctx, conn, x.Plan)
+	if err != nil {
+		return replication.ServerError("read the types of the columns that keys are made of", err)
+	}
+	for _, f := range types.Findings(x.Plan) {
+		if f.Code == keytype.CodeUnknown {
+			continue // said of the table, or of the query
+		}
+		c := Check{Code: f.Code, Severity: Warning, Subject: f.Where, Message: f.Problem, Fix: f.Fix, FixKind: File}
+		if f.Notice {
+			c.Severity = Notice
+		}
+		x.tables.add(c)
+	}
+	return nil
 }
 
 func fromFinding(f replication.Finding) Check {

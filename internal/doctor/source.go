@@ -77,6 +77,9 @@ func (x *examination) examineConnected(ctx context.Context, conn *pgx.Conn, url 
 	if err := x.largeRows(ctx, conn, st.Desired.Tables); err != nil {
 		return err
 	}
+	if err := x.keyTypes(ctx, url); err != nil {
+		return err
+	}
 	x.Progress("the slot")
 	if err := x.replicationSlot(ctx, conn, st); err != nil {
 		return err

@@ -18,6 +18,15 @@ type Finding struct {
 	Notice bool
 }
 
+// The kinds of findings.
+const (
+	CodeUnknown = "key_type_unknown"
+	codeSeveral = "key_several_texts"
+	codeMerges  = "key_merges_rows"
+	codeDiffer  = "key_types_differ"
+	codeMessage = "key_message_text"
+)
+
 // Findings are what there is to say of all families and entities of the plan.
 func (t *Types) Findings(plan *mapping.Plan) []Finding {
 	var all []Finding
@@ -47,17 +56,17 @@ func (v *Var) findings(where string) (all []Finding) {
 		case c.Source.Message != "":
 			continue
 		case c.Err != nil:
-			add("key_type_unknown", "let the role of the readers see the table and its schema (GRANT USAGE ON SCHEMA, SELECT)",
+			add(CodeUnknown, "let the role of the readers see the table and its schema (GRANT USAGE ON SCHEMA, SELECT)",
 				"the type of %s cannot be known, so readers go past the cache: %v", c.Source, c.Err)
 			continue
 		}
 		if why := c.Type.Ambiguous(); why != "" {
-			add("key_several_texts", c.Type.fix(v.Name), "%s (%s) %s: readers can find one row under several keys, and only one is invalidated. The library refuses what is not known to be the row's own text",
+			add(codeSeveral, c.Type.fix(v.Name), "%s (%s) %s: readers can find one row under several keys, and only one is invalidated. The library refuses what is not known to be the row's own text",
 				c.Source, c.Type.Name, why)
 			continue
 		}
 		if why := c.Type.merges(); why != "" {
-			add("key_merges_rows", "give the column a unique index on what the template makes of it, or leave the normal form out", "%s (%s) %s", c.Source, c.Type.Name, why)
+			add(codeMerges, "give the column a unique index on what the template makes of it, or leave the normal form out", "%s (%s) %s", c.Source, c.Type.Name, why)
 			all[len(all)-1].Notice = true
 		}
 	}
@@ -67,7 +76,7 @@ func (v *Var) findings(where string) (all []Finding) {
 			continue
 		}
 		if how := differ(&v.types[0], &v.types[i]); how != "" {
-			add("key_types_differ", "map the family from columns of one type, or use two families", "%s is %s and %s is %s: %s", a.Source, a.Type.Name, b.Source, b.Type.Name, how)
+			add(codeDiffer, "map the family from columns of one type, or use two families", "%s is %s and %s is %s: %s", a.Source, a.Type.Name, b.Source, b.Type.Name, how)
 		}
 	}
 	for i := range v.Columns {
@@ -75,7 +84,7 @@ func (v *Var) findings(where string) (all []Finding) {
 			switch v.types[0].Form {
 			case Integer, Bool, Text, Name, Char, Enum, UUID, Blank:
 			default:
-				add("key_message_text", "put column::text into the message, made in a session with TimeZone UTC and the default formats",
+				add(codeMessage, "put column::text into the message, made in a session with TimeZone UTC and the default formats",
 					"%s has to bring the text that Postgres prints for %s, which is not what JSON makes of it", c.Source, v.types[0].Name)
 				all[len(all)-1].Notice = true
 			}

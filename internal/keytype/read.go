@@ -96,7 +96,8 @@ func (t *Types) Missing() []Column {
 var ErrNoColumn = errors.New("there is no such column on the source")
 
 // Read asks for the types: one query of the catalogs, and one description of each for_each
-// query. An error means that the source could not be asked.
+// query, which has to mean what it means to the daemon: with the search path of a role, and not
+// that of a control connection. An error means that the source could not be asked.
 func Read(ctx context.Context, conn *pgx.Conn, plan *mapping.Plan) (*Types, error) {
 	r := reader{types: map[mapping.KeySource]*Column{}}
 	t := &Types{families: map[string][]Var{}, entities: map[string][]Var{}}

@@ -95,7 +95,7 @@ type Class struct {
 
 // Family is a set of cached values with one template.
 type Family struct {
-	// Template of the key, with variables in braces, such as "user:{id}". Two variables need one of : * ? [ ] { } \ between them; {{ and }} are literal braces.
+	// Template of the key, with variables in braces, such as "user:{id}". {email|lower}, {code|rtrim} and {amount|number} give the value a normal form. Two variables need one of : * ? [ ] { } \ between them; {{ and }} are literal braces.
 	Key string `yaml:"key" jsonschema:"required"`
 	// The family's consistency budget: one of classes.
 	Class string `yaml:"class" jsonschema:"required"`

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 type (
@@ -60,6 +61,20 @@ func openTyped(t *testing.T) (*bench, *Client) {
 	if err := os.WriteFile(b.mappings, []byte(typedMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	f, err := mapping.LoadOffline(b.mappings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := mapping.Compile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.daemon.restamp(func(s *mapping.Stamps) { // it follows these families, too
+		for _, f := range plan.Families() {
+			s.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms()}
+		}
+		s.Entities = plan.EntityTerms()
+	})
 	c, _ := b.open()
 	return b, c
 }

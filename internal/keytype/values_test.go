@@ -149,7 +149,7 @@ var wantTaken = map[string]string{
 	"text, varchar": "*pgtype.Numeric *plain *string []uint8 decimal json.RawMessage pgtype.Numeric pgtype.Text plain raw sql.NullString sql.Null[string] string valued",
 	"name":          "*plain *string []uint8 pgtype.Text plain raw sql.NullString sql.Null[string] string valued",
 	"char(n)":       "*plain *string []uint8 decimal json.RawMessage pgtype.Text plain raw sql.NullString sql.Null[string] string valued",
-	`"char\`:        "[]uint8 decimal json.RawMessage plain string valued",
+	`"char"`:        "[]uint8 decimal json.RawMessage plain string valued",
 	"enums":         "*plain *string pgtype.Text plain sql.NullString sql.Null[string] string valued",
 	"citext":        "*int *plain *plainID *string *valuedID count decimal int int16 int32 int64 int8 json.RawMessage pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Text pgtype.Uint32 plain plainID sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.NullString sql.Null[int64] sql.Null[string] string uint uint16 uint32 uint64 uint8 valued valuedID",
 	"uuid":          "*[16]uint8 *uuid.UUID [16]uint8 id16 pgtype.UUID string uuid.NullUUID uuid.UUID",

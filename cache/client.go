@@ -46,6 +46,9 @@ type Client struct {
 	background sync.WaitGroup
 }
 
+// minStall is how long the control hash stands still at least before another server is looked for.
+const minStall = 500 * time.Millisecond
+
 // knownTags is how many keys' dependencies are remembered, so that a load registers them
 // up front instead of running twice.
 const knownTags = 10_000
@@ -100,7 +103,9 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	c.control = newControl(key, pool, c.clock, pollInterval(plan), c.log)
 	c.control.stamps = &stampReader{key: mapping.StampsKey(c.prefix, o.file.Source.Slot.Name), plan: plan, log: c.log}
 	c.control.asked = c.asked
-	c.rdb, c.disconnect = connect(rdb, o.redisTimeout, c.control.met)
+	judge := c.control.servers
+	judge.prefix, judge.slot, judge.stall = c.prefix, o.file.Source.Slot.Name, max(minStall, 2*o.file.Source.Heartbeat)
+	c.rdb, c.disconnect = connect(rdb, o.redisTimeout, judge)
 	c.control.rdb, c.control.stamps.rdb = c.rdb, c.rdb
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := c.openL1(); err != nil {

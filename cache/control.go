@@ -43,7 +43,8 @@ type control struct {
 	stamps *stampReader
 	failed bool // of the goroutine that runs
 
-	epoch   *atomic.Uint64                       // moves on when Redis is found with older data; see met
+	servers *servers                             // which connections are believed
+	epoch   *atomic.Uint64                       // moves on when Redis is found with older data, or is another one; see servers
 	renewed atomic.Uint64                        // the epoch of the last look for its sake
 	asked   func(ctx context.Context, err error) // is told how calls to Redis go
 
@@ -56,7 +57,7 @@ type control struct {
 // controlState is what a look has shown. It is true of what is read from Redis after that
 // look, not before: so a read takes it first.
 //
-// It is true as long as Redis does not go back to older data: see met.
+// It is true as long as Redis does not go back to older data: see servers.
 type controlState struct {
 	asked     time.Time
 	epoch     uint64 // in which it was asked for
@@ -67,6 +68,9 @@ type controlState struct {
 	revision  string  // of the stamps
 	stamps    *stampSet
 	err       error // the hash cannot be understood
+
+	generation string // of the positions
+	nodes      string // the primaries of a cluster that have all that
 }
 
 // idleAfter is how long after the last read the hash is looked at.
@@ -76,8 +80,10 @@ const idleAfter = 10 * time.Second
 const clockInterval = 10 * time.Second
 
 func newControl(key string, source querier, clock *sourceClock, interval time.Duration, log *slog.Logger) *control {
-	return &control{key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1),
+	c := &control{key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1),
 		stamps: &stampReader{log: log}, epoch: &atomic.Uint64{}, asked: func(context.Context, error) {}}
+	c.servers = &servers{c: c, stall: minStall}
+	return c
 }
 
 // look is what is known of the daemon.
@@ -154,6 +160,7 @@ func (c *control) run(ctx context.Context) {
 			lastUse = time.Now()
 		}
 		err := c.poll(ctx)
+		c.servers.seek(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -184,12 +191,13 @@ func (c *control) poll(ctx context.Context) error {
 	defer cancel()
 	var s *controlState
 	var asked time.Time
+	var id string
 	var err error
 	for range looks {
 		asked = time.Now()
 		epoch := c.epoch.Load()
 		var values []any
-		values, err = c.rdb.HMGet(bounded, c.key, controlFields...).Result()
+		id, values, err = c.read(bounded)
 		c.asked(ctx, err)
 		if err != nil {
 			return fmt.Errorf("read the control hash: %w", err)
@@ -200,51 +208,62 @@ func (c *control) poll(ctx context.Context) error {
 			s.stamps, err = c.stamps.at(bounded, s.revision)
 		}
 		s.err, s.asked, s.epoch, s.current = err, asked, epoch, c.epoch
+		if id != "" {
+			if err := c.servers.news(id, s, epoch, time.Now()); err != nil {
+				return err
+			}
+		}
 		if !errors.Is(err, errNoStamps) { // others may have been published in between
 			break
 		}
 	}
 	for {
 		old := c.last.Load()
-		if old != nil && old.asked.After(asked) || c.last.CompareAndSwap(old, s) {
+		if old != nil && old.asked.After(asked) {
 			return err
 		}
-	}
-}
-
-// met is run on each new connection to Redis, before anything is read there. A process that has
-// come back after a crash, or a replica that was promoted, is spoken to on new ones, and
-// may have older data than the look that reads rely on: its hash is older then, too. What is
-// known is void in that case, until it has been looked at again.
-func (c *control) met(ctx context.Context, conn *redis.Conn) error {
-	last := c.look() // before: on the same data the hash can only have gone on since
-	values, err := conn.HMGet(ctx, c.key, controlFields...).Result()
-	if err != nil {
+		if !c.last.CompareAndSwap(old, s) {
+			continue
+		}
+		if id == "" && err == nil && (old == nil || old.err != nil || old.nodes != s.nodes) {
+			c.servers.again()
+		}
 		return err
 	}
-	if last == nil || last.err != nil || last.void() {
-		return nil
-	}
-	if s, err := parseControlState(values); err != nil || s.freshAsOf < last.freshAsOf || s.reached < last.reached {
-		c.epoch.CompareAndSwap(last.epoch, last.epoch+1)
-	}
-	return nil
 }
 
-var controlFields = []string{"state", "fresh_as_of", "applied", "end", "stamps"}
+// read reads the hash, and on which server; id is "" in a cluster.
+func (c *control) read(ctx context.Context) (id string, values []any, err error) {
+	if _, single := c.rdb.(*redis.Client); !single {
+		values, err = c.rdb.HMGet(ctx, c.key, controlFields...).Result()
+		return "", values, err
+	}
+	p := c.rdb.Pipeline()
+	info, hash := p.Info(ctx, "replication"), p.HMGet(ctx, c.key, controlFields...)
+	_, _ = p.Exec(ctx) // each command's error is looked at
+	if values, err = hash.Result(); err != nil {
+		return "", nil, err
+	}
+	id, err = identity(info)
+	return id, values, err
+}
+
+var controlFields = []string{"state", "fresh_as_of", "applied", "end", "generation", "nodes", "stamps"}
 
 func parseControlState(values []any) (*controlState, error) {
-	var text [4]string
+	var text [7]string // a hash without generation, nodes or stamps is one while nothing is followed
 	for i := range text {
+		if i >= len(values) {
+			return nil, errors.New("the control hash cannot be read")
+		}
 		v, ok := values[i].(string)
-		if !ok {
+		if !ok && i < 4 {
 			return nil, fmt.Errorf("the control hash is missing, or has no field %s: is the daemon running with this redis.prefix and source.slot.name?",
 				controlFields[i])
 		}
 		text[i] = v
 	}
-	s := &controlState{state: text[0]}
-	s.revision, _ = values[len(text)].(string) // none while nothing is followed
+	s := &controlState{state: text[0], generation: text[4], nodes: text[5], revision: text[6]}
 	fresh, err := strconv.ParseUint(text[1], 16, 63)
 	if err != nil {
 		return nil, fmt.Errorf("the control hash's fresh_as_of is %q", text[1])

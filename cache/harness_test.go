@@ -353,13 +353,9 @@ func (h *tap) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 func (b *bench) tapped(options ...Option) (*Client, *tap) {
 	b.Helper()
 	h := &tap{}
-	rdb := redis.NewClient(b.rdb.Options())
-	b.Cleanup(func() { _ = rdb.Close() })
-	rdb.AddHook(h)
-	old := b.rdb
-	b.rdb = rdb
 	c, registry := b.open(append(options, WithRedisTimeout(0))...)
-	b.rdb, b.c, b.registry = old, c, registry
+	c.rdb.AddHook(h)
+	b.c, b.registry = c, registry
 	return c, h
 }
 

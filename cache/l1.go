@@ -46,9 +46,10 @@ type l1Entry struct {
 
 // l1Mark is taken before a value is read from Redis.
 type l1Mark struct {
-	key string
-	seq uint64
-	at  time.Time
+	key   string
+	seq   uint64
+	at    time.Time
+	epoch uint64 // of the connections to Redis
 }
 
 func newL1(entries int, clock *sourceClock, m *l1Metrics) (*l1, error) {
@@ -84,7 +85,7 @@ func (l *l1) get(f *family, key string, told int64, now time.Time) (*l1Entry, bo
 	return e, true
 }
 
-func (l *l1) mark(key string) l1Mark { return l1Mark{key, l.seq.Load(), time.Now()} }
+func (l *l1) mark(key string) l1Mark { return l1Mark{key: key, seq: l.seq.Load(), at: time.Now()} }
 
 // store keeps a value that was read after the mark, for a time that bounds what no message
 // tells of, such as an UNLINK by hand.
@@ -192,11 +193,17 @@ func (c *Client) openL1() error {
 
 // mark comes before a read from Redis whose value may be kept.
 func (v *View[T]) mark(key string) l1Mark {
-	if v.c.l1 == nil {
-		return l1Mark{}
+	var m l1Mark
+	if v.c.l1 != nil {
+		m = v.c.l1.mark(key)
 	}
-	return v.c.l1.mark(key)
+	m.epoch = v.c.control.epoch.Load()
+	return m
 }
+
+// elsewhere says whether Redis is another server than when a mark was taken: the lease that was
+// taken after it means nothing there, nor does what was read there meanwhile say anything of it.
+func (v *View[T]) elsewhere(m l1Mark) bool { return m.epoch != v.c.control.epoch.Load() }
 
 func (v *View[T]) fromL1(key string, token *Token, told int64, now time.Time, known *controlState) (out outcome[T], ok bool) {
 	if v.c.l1 == nil {

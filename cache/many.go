@@ -280,6 +280,11 @@ func (m *many[T]) fill(ctx context.Context, mine []missingItem, held []string, l
 			failed = errors.Join(failed, err)
 			continue
 		}
+		if v.elsewhere(mine[i].mark) {
+			v.f.metrics.refused[refusedRevoked].Inc()
+			v.release(ctx, mine[i].key, held[i])
+			continue
+		}
 		calls, sent = append(calls, call{mine[i].key, args}), append(sent, i)
 	}
 	known := v.c.control.look()

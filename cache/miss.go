@@ -167,6 +167,11 @@ func (v *View[T]) fill(ctx context.Context, key string, mark l1Mark, held lease,
 		v.c.control.use(ctx) // a long load is no pause
 		out.known = v.c.control.look()
 	}
+	if v.elsewhere(mark) {
+		v.f.metrics.refused[refusedRevoked].Inc()
+		v.release(ctx, key, held.token)
+		return out, nil
+	}
 	stored, err := parseDone(v.c.scripts.fill.run(ctx, v.c.rdb, key, args...))
 	v.filled(ctx, mark, &out, stored, err)
 	return out, nil

@@ -114,10 +114,9 @@ func WithLoadTimeout(d time.Duration) Option {
 
 // WithRedisTimeout bounds each call to Redis, so that a read goes to the source when Redis
 // hangs; the default is 500 ms, or the client's ReadTimeout where that is less. For that the
-// cache uses a copy of the client, which shares its connections, does not try again, and
-// does not call its hooks. With 0 it uses the client as it is, with its hooks, timeouts and
-// retries: what they add up to is how long a read can hang. A cluster's client is always
-// used as it is.
+// cache uses a client of its own with the same options, which does not try again, and does not
+// call the other's hooks. With 0 it keeps the client's own timeouts: what they add up to is how long
+// a read can hang.
 func WithRedisTimeout(d time.Duration) Option {
 	if d == 0 {
 		return func(o *options) error { o.redisTimeout = 0; return nil }

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 // checkReads refuses clients whose reads may be answered by somebody who has not got
@@ -31,105 +30,77 @@ func checkReads(rdb redis.UniversalClient) error {
 }
 
 // connect is the client that the library uses: one of its own with the options of the one
-// that was given, whose calls end within about the timeout, connecting included, and are not
-// tried again: a read has the source to go to. met is run on each new connection before
-// anything else is. A cluster's client, and any without a timeout, is used as it is.
-func connect(rdb redis.UniversalClient, timeout time.Duration, met func(context.Context, *redis.Conn) error) (own redis.UniversalClient, disconnect func() error) {
-	given, ok := rdb.(*redis.Client)
-	if !ok || timeout == 0 {
-		return rdb, func() error { return nil }
+// that was given. Each new connection is judged before anything is read on it, see
+// servers. With a timeout, calls end within about that, connecting included. Nothing is tried
+// again: a read has the source to go to, and read.lua must not be sent twice. The client does
+// not follow a server that announces its move: that moves a connection to another server.
+func connect(rdb redis.UniversalClient, timeout time.Duration, judge *servers) (own redis.UniversalClient, disconnect func() error) {
+	switch given := rdb.(type) {
+	case *redis.ClusterClient:
+		o := *given.Options()
+		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		bound(timeout, &o.ReadTimeout, &o.WriteTimeout, &o.DialTimeout, &o.PoolTimeout)
+		if timeout > 0 {
+			o.DialerRetries, o.ContextTimeoutEnabled = 1, true
+		}
+		theirs := o.NewClient
+		if theirs == nil {
+			theirs = redis.NewClient
+		}
+		o.NewClient = func(node *redis.Options) *redis.Client {
+			n := judge.node()
+			node.OnConnect = both(node.OnConnect, n.met)
+			client := theirs(node)
+			client.AddHook(n)
+			return client
+		}
+		client := redis.NewClusterClient(&o)
+		return client, sync.OnceValue(client.Close)
+	case *redis.Client:
+		o := *given.Options()
+		o.PushNotificationProcessor = nil // belongs to one client
+		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		bound(timeout, &o.ReadTimeout, &o.WriteTimeout, &o.DialTimeout, &o.PoolTimeout)
+		if timeout > 0 {
+			o.DialerRetries, o.ContextTimeoutEnabled = 1, true
+		}
+		o.MaxRetries = -1 // none
+		o.OnConnect = both(o.OnConnect, judge.met)
+		client := redis.NewClient(&o)
+		client.AddHook(&judge.conns)
+		judge.look = func(ctx context.Context) error {
+			again := o
+			again.PoolSize, again.MinIdleConns = 1, 0
+			probe := redis.NewClient(&again)
+			defer probe.Close()
+			return probe.Ping(ctx).Err()
+		}
+		return client, sync.OnceValue(client.Close)
 	}
-	o := *given.Options()
-	o.PushNotificationProcessor = nil // belongs to one client
-	for _, t := range []*time.Duration{&o.ReadTimeout, &o.WriteTimeout, &o.DialTimeout, &o.PoolTimeout} {
-		if *t <= 0 || *t > timeout {
-			*t = timeout
+	return rdb, func() error { return nil } // checkReads has refused it
+}
+
+// bound makes timeouts no longer than most, unless that is 0.
+func bound(most time.Duration, timeouts ...*time.Duration) {
+	for _, t := range timeouts {
+		if most > 0 && (*t <= 0 || *t > most) {
+			*t = most
 		}
 	}
-	o.DialerRetries = 1
-	o.MaxRetries = -1 // none
-	o.ContextTimeoutEnabled = true
-	theirs := o.OnConnect
-	o.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
-		if theirs != nil {
-			if err := theirs(ctx, conn); err != nil {
-				return err
-			}
+}
+
+type onConnect = func(ctx context.Context, conn *redis.Conn) error
+
+func both(theirs, ours onConnect) onConnect {
+	if theirs == nil {
+		return ours
+	}
+	return func(ctx context.Context, conn *redis.Conn) error {
+		if err := theirs(ctx, conn); err != nil {
+			return err
 		}
-		return met(ctx, conn)
+		return ours(ctx, conn)
 	}
-	client := redis.NewClient(&o)
-	if o.Addr == failoverAddr {
-		client.AddHook(&oneServer{})
-	}
-	return client, sync.OnceValue(client.Close)
-}
-
-// failoverAddr stands in the options of clients that follow Sentinel.
-const failoverAddr = "FailoverClient"
-
-// oneServer closes the connections to another server than the one that was connected to last: a
-// client that follows Sentinel has been led to a new primary then, and the old one, where it can
-// be reached still, does not hear of what is invalidated.
-type oneServer struct {
-	mu    sync.Mutex
-	addr  string
-	conns map[net.Conn]struct{}
-}
-
-// DialHook implements redis.Hook.
-func (s *oneServer) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := next(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return s.took(conn), nil
-	}
-}
-
-func (s *oneServer) took(conn net.Conn) net.Conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if at := conn.RemoteAddr().String(); at != s.addr {
-		for old := range s.conns {
-			_ = old.Close() // its next use fails, and is made on a new connection
-		}
-		s.addr, s.conns = at, map[net.Conn]struct{}{}
-	}
-	s.conns[conn] = struct{}{}
-	if plain, ok := conn.(syscall.Conn); ok {
-		return &plainConn{oneConn{conn, s}, plain}
-	}
-	return &oneConn{conn, s}
-}
-
-// ProcessHook implements redis.Hook.
-func (*oneServer) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
-
-// ProcessPipelineHook implements redis.Hook.
-func (*oneServer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
-// oneConn is a connection of oneServer.
-type oneConn struct {
-	net.Conn
-	of *oneServer
-}
-
-// Close implements net.Conn.
-func (c *oneConn) Close() error {
-	c.of.mu.Lock()
-	delete(c.of.conns, c.Conn)
-	c.of.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// plainConn is one without TLS, of which the client can see when the server has closed it.
-type plainConn struct {
-	oneConn
-	syscall.Conn
 }
 
 // redisPause is how long Redis is left alone after it has failed several times.

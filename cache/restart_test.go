@@ -145,11 +145,17 @@ func TestFailoverIsFollowed(t *testing.T) {
 	b.get(v, 2, "two")
 }
 
-func TestConnectionsLeadToOneServer(t *testing.T) {
-	dial := (&oneServer{}).DialHook(func(ctx context.Context, network, addr string) (net.Conn, error) {
+func TestTrackedConnections(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	var all tracker
+	dial := all.DialHook(func(ctx context.Context, network, addr string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, addr)
 	})
-	to := func(l net.Listener) net.Conn {
+	to := func() net.Conn {
 		conn, err := dial(t.Context(), "tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -160,27 +166,18 @@ func TestConnectionsLeadToOneServer(t *testing.T) {
 		}
 		return conn
 	}
-	var listeners [2]net.Listener
-	for i := range listeners {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		listeners[i] = l
-	}
-	old := []net.Conn{to(listeners[0]), to(listeners[0])}
+	old := []net.Conn{to(), to()}
 	if err := old[1].Close(); err != nil { // by the client's own will
 		t.Error(err)
 	}
 	if _, err := old[0].Write([]byte("x")); err != nil {
 		t.Error(err)
 	}
-	now := to(listeners[1])
+	all.closeAll()
 	if _, err := old[0].Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the connection to the old server: %v", err)
+		t.Errorf("a connection that was dropped: %v", err)
 	}
-	if _, err := now.Write([]byte("x")); err != nil {
+	if _, err := to().Write([]byte("x")); err != nil {
 		t.Error(err)
 	}
 }

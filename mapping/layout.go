@@ -7,6 +7,10 @@ package mapping
 // so that whatever else belongs to the slot can be in its cluster slot.
 func ControlKey(prefix, slot string) string { return prefix + "source:{" + slot + "}" }
 
+// MarkKey is the key of the mark that a slot has on a primary of a cluster. tag is in a
+// cluster slot of that primary.
+func MarkKey(prefix, slot, tag string) string { return prefix + "mark:" + slot + ":{" + tag + "}" }
+
 // StreamKey is the key of a slot's invalidation stream. It is in the cluster slot of the
 // control hash.
 func StreamKey(prefix, slot string) string { return prefix + "stream:{" + slot + "}" }

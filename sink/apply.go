@@ -151,25 +151,25 @@ func (r *Redis) mendAll(ctx context.Context, be *backend, err error) error {
 	return nil
 }
 
-// head is the call that goes ahead of a batch.
+// head is the call that goes ahead of a batch. The checkpoint of the batch before rides
+// along, but in a cluster, where marks on other nodes come before it.
 func (r *Redis) head(ctx context.Context, be *backend, addr string, b *ordering.Batch) *redis.Cmd {
-	var c *Checkpoint
-	if r.havePend {
-		c = &r.pending
+	return r.checkpointCommand(ctx, be.guard.replID(addr), r.riding(be), b.Highest())
+}
+
+func (r *Redis) riding(be *backend) *Checkpoint {
+	if !r.havePend || be.cluster != nil {
+		return nil
 	}
-	return r.checkpointCommand(ctx, be.guard.replID(addr), c, b.Highest())
+	pending := r.pending
+	return &pending
 }
 
 func (r *Redis) headAnswer(be *backend, addr string, cmd *redis.Cmd, b *ordering.Batch) error {
 	if err := r.controlAnswer(be, addr, cmd); err != nil {
 		return err
 	}
-	var c *Checkpoint
-	if r.havePend {
-		pending := r.pending
-		c = &pending
-	}
-	r.stored(c, b.Highest())
+	r.stored(r.riding(be), b.Highest())
 	return nil
 }
 

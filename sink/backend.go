@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/clusternode"
 )
 
 // Connection settings. The applier is one goroutine; the others (state, node,
@@ -21,6 +23,7 @@ const (
 	dialTimeout    = time.Second
 	ioTimeout      = time.Second
 	reloadInterval = 5 * time.Second
+	nameTimeout    = 250 * time.Millisecond
 )
 
 // backend is one set of connections and the guard that judges them. A new one is
@@ -37,6 +40,7 @@ type backend struct {
 	mu     sync.Mutex
 	dialed string                   // sentinel: the address that the group's name led to last
 	extra  map[string]*redis.Client // cluster: nodes that an ASK named
+	nodes  map[string]*redis.Client // cluster: the primaries that were attached to, by address
 }
 
 func newBackend(login *atomic.Pointer[endpoint], g *guard) *backend {
@@ -203,6 +207,19 @@ func (b *backend) primaries(ctx context.Context) ([]*redis.Client, error) {
 	return all, nil
 }
 
+// keepNodes notes the clients of the primaries that were attached to.
+func (b *backend) keepNodes(ctx context.Context) error {
+	clients, err := b.primaries(ctx)
+	if err != nil {
+		return err
+	}
+	b.nodes = make(map[string]*redis.Client, len(clients))
+	for _, c := range clients {
+		b.nodes[b.addr(c)] = c
+	}
+	return nil
+}
+
 // identify asks every primary who it is now.
 func (b *backend) identify(ctx context.Context) ([]Identity, error) {
 	clients, err := b.primaries(ctx)
@@ -212,12 +229,21 @@ func (b *backend) identify(ctx context.Context) ([]Identity, error) {
 	ids := make([]Identity, 0, len(clients))
 	for _, c := range clients {
 		server, replication := redis.NewStringCmd(ctx, "info", "server"), redis.NewStringCmd(ctx, "info", "replication")
-		if err := send(ctx, c, server, replication); err != nil {
+		cmds, nodes := []redis.Cmder{server, replication}, redis.NewStringCmd(ctx, "cluster", "nodes")
+		if b.cluster != nil {
+			cmds = append(cmds, nodes)
+		}
+		if err := send(ctx, c, cmds...); err != nil {
 			return nil, wrap("", b.addr(c), "", err)
 		}
 		id, err := parseIdentity(b.addr(c), server.Val(), replication.Val())
 		if err != nil {
 			return nil, err
+		}
+		if b.cluster != nil {
+			if id.node, err = clusternode.Parse(nodes.Val()); err != nil {
+				return nil, &Error{Addr: id.Addr, Kind: KindUnavailable, Err: err}
+			}
 		}
 		ids = append(ids, id)
 	}
@@ -235,6 +261,9 @@ func (b *backend) verify(ctx context.Context) error {
 	if err := b.guard.verify(ids); err != nil {
 		return err
 	}
+	if b.endpoint.kind == standalone {
+		return b.verifyName(ctx)
+	}
 	if b.endpoint.kind == sentinel {
 		// Sentinels that cannot be asked prove nothing either way.
 		now, err := b.primaryAddr(ctx)
@@ -248,6 +277,27 @@ func (b *backend) verify(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// verifyName finds that the address leads to another primary by now: behind a name or a proxy
+// connections that are up stay with the old one, which may take writes that nobody reads any
+// more. A new one that does not come about, or leads to a replica, proves nothing.
+func (b *backend) verifyName(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
+	defer cancel()
+	o := b.baseOptions()
+	o.Network, o.Addr, o.PoolSize = b.endpoint.network, b.label, 1
+	c := redis.NewClient(o)
+	defer c.Close()
+	server, replication := redis.NewStringCmd(ctx, "info", "server"), redis.NewStringCmd(ctx, "info", "replication")
+	if err := send(ctx, c, server, replication); err != nil {
+		return nil //nolint:nilerr // the connections that are up go on
+	}
+	id, err := parseIdentity(b.label, server.Val(), replication.Val())
+	if err != nil || id.Role != rolePrimary {
+		return nil //nolint:nilerr // see above
+	}
+	return b.guard.verify([]Identity{id})
 }
 
 // noteReply looks at a reply's error for what it says about the node.

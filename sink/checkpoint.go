@@ -24,6 +24,12 @@ func (r *Redis) Checkpoint(ctx context.Context, c Checkpoint) error {
 	if err := r.checkSource(c); err != nil {
 		return r.fail(op, pos, err)
 	}
+	if be.cluster != nil {
+		// First: so no primary that has everything has a mark behind the control hash.
+		if err := r.writeMarks(ctx, be, &c); err != nil {
+			return r.fail(op, pos, err)
+		}
+	}
 	err = r.callControl(ctx, be, func(replID string) *redis.Cmd {
 		return r.checkpointCommand(ctx, replID, &c, 0)
 	})

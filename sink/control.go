@@ -53,6 +53,8 @@ type Control struct {
 	Updated    time.Time // the writer's clock
 	// Have and HaveEnd are Applied and End of the primary that has least: replay starts there.
 	Have, HaveEnd lsn.LSN
+	// Unproved names a primary that may lack anything, "" when there is none: a gap.
+	Unproved string
 	// NodesChanged says that the primaries are not those of the last checkpoint, in
 	// process or history: writes that they had acknowledged may be lost.
 	NodesChanged bool
@@ -61,7 +63,7 @@ type Control struct {
 
 	held     map[string]string // mark by class, see held.go; never changed in place
 	writer   string
-	nodes    string // fingerprint of the primaries that have all up to Applied
+	nodes    string // fingerprints of the primaries that have all up to Applied
 	revision uint64 // of the state
 }
 

@@ -339,3 +339,18 @@ func TestNodesChanged(t *testing.T) {
 		t.Error("these nodes are the known ones now")
 	}
 }
+
+// The name in redis.url leads to another primary, and the connections to the old one stay up, which
+// takes writes still.
+func TestNameThatLeadsElsewhereIsNoticed(t *testing.T) {
+	a, _ := server(t)
+	b, _ := server(t)
+	p := newProxy(t, nil, a.Address())
+	r := attached(t, p.url())
+	apply := func() error { return r.Apply(t.Context(), batch(t, 100, deletes(plain(t), "t:user:1")...)) }
+	if err := apply(); err != nil {
+		t.Fatal(err)
+	}
+	p.lead(b.Address())
+	eventually(t, "the other primary is noticed", func() bool { return errors.Is(apply(), ErrNodeChanged) })
+}

@@ -31,6 +31,7 @@ type guard struct {
 	primaries map[string]bool     // nil until sealed
 	changed   error               // the first change that was seen: sticks
 	broken    atomic.Bool         // changed != nil, readable without the lock
+	stale     atomic.Bool         // slots have moved since the primaries were asked
 }
 
 func newGuard(s *scripts, connections func()) *guard {
@@ -170,6 +171,10 @@ func (g *guard) verify(now []Identity) error {
 	if len(now) != len(g.primaries) {
 		return g.setChanged(fmt.Errorf("%w: %d primaries, %d when the sink attached", ErrNodeChanged, len(now), len(g.primaries)))
 	}
+	for _, id := range now {
+		g.seen[id.Addr] = id // which slots it has by now
+	}
+	g.stale.Store(false)
 	return nil
 }
 

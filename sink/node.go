@@ -1,7 +1,6 @@
 package sink
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/clusternode"
 )
 
 const rolePrimary = "master"
@@ -24,7 +25,8 @@ type Identity struct {
 	ReplID2 string // the history that it was promoted from, or zeros
 	Role    string // master or slave, as the server calls it
 
-	clustered bool // a node of a cluster
+	clustered bool             // a node of a cluster
+	node      clusternode.Node // in a cluster
 }
 
 func (i Identity) same(o Identity) bool {
@@ -47,15 +49,21 @@ func (i Identity) difference(now Identity) string {
 
 func short(id string) string { return id[:min(8, len(id))] }
 
-// fingerprint is a short form of the processes and histories of all primaries, for
-// comparison. By which address they are reached does not matter.
-func fingerprint(ids []Identity) string {
-	slices.SortFunc(ids, func(a, b Identity) int { return cmp.Compare(a.RunID, b.RunID) })
-	h := sha256.New()
+// fingerprint is a short form of a process and its history, for comparison. By which address
+// it is reached does not matter.
+func (i Identity) fingerprint() string {
+	sum := sha256.Sum256([]byte(i.RunID + " " + i.ReplID + "\n"))
+	return hex.EncodeToString(sum[:8])
+}
+
+// fingerprints are those of all primaries, in an order of their own.
+func fingerprints(ids []Identity) string {
+	var all []string
 	for _, id := range ids {
-		_, _ = h.Write([]byte(id.RunID + " " + id.ReplID + "\n"))
+		all = append(all, id.fingerprint())
 	}
-	return hex.EncodeToString(h.Sum(nil)[:8])
+	slices.Sort(all)
+	return strings.Join(all, " ")
 }
 
 // parseIdentity reads the sections server and replication of INFO.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/clusternode"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
@@ -252,12 +253,16 @@ func (b *backend) layout(ctx context.Context) (layout, error) {
 			b.noteReply(b.addr(c), err)
 			return layout{}, wrap("", b.addr(c), "", err)
 		}
-		own, targets := parseClusterNodes(text)
+		n, err := clusternode.Parse(text)
+		if err != nil {
+			return layout{}, &Error{Addr: b.addr(c), Kind: KindUnavailable, Err: err}
+		}
+		own := n.ID + " " + strings.Join(n.Slots, " ")
 		owners = append(owners, own)
 		l.moving = l.moving || strings.Contains(own, "[")
 		// A node that has no slot of its own yet is no primary to the topology,
 		// but has the keys that moved already.
-		for _, addr := range targets {
+		for _, addr := range n.Targets {
 			if !known[addr] {
 				known[addr] = true
 				l.nodes = append(l.nodes, b.askedFor(addr))
@@ -267,32 +272,4 @@ func (b *backend) layout(ctx context.Context) (layout, error) {
 	slices.Sort(owners)
 	l.owners = strings.Join(owners, "\n")
 	return l, nil
-}
-
-// parseClusterNodes reads CLUSTER NODES, whose lines are
-//
-//	id host:port@bus[,name] flags primary ping pong epoch link slot...
-//
-// with [slot->-id] among the slots of the node that was asked, for one that moves
-// away.
-func parseClusterNodes(text string) (own string, targets []string) {
-	addrs := make(map[string]string)
-	var slots []string
-	for line := range strings.SplitSeq(text, "\n") {
-		f := strings.Fields(line)
-		if len(f) < 8 {
-			continue
-		}
-		addrs[f[0]], _, _ = strings.Cut(f[1], "@")
-		if strings.Contains(f[2], "myself") {
-			slots = f[8:]
-			own = f[0] + " " + strings.Join(slots, " ")
-		}
-	}
-	for _, s := range slots {
-		if _, id, ok := strings.Cut(strings.Trim(s, "[]"), "->-"); ok && addrs[id] != "" {
-			targets = append(targets, addrs[id])
-		}
-	}
-	return own, targets
 }

@@ -87,7 +87,7 @@ type Redis struct {
 
 	shadowMu sync.Mutex
 	shadow   Control // the control hash as this process last knew it
-	nodes    string  // fingerprint of the primaries attached to
+	nodes    string  // fingerprints of the primaries attached to
 	highest  uint32  // highest generation ever seen
 }
 
@@ -169,14 +169,11 @@ func (r *Redis) Close() error {
 //
 // What the Control says is what this node has: after a failover its Applied is
 // behind what was acknowledged before, and replay starts there. In a cluster the
-// hash speaks for the primary that holds it only. Where the primaries are no
-// longer those of the last checkpoint any of them may have lost writes, and Applied
-// is 0: replay starts at the slot's confirmed position, which is kept behind by the
-// replay window for that (End still says how far it had come). NodesChanged says so of any
+// hash speaks for the primary that holds it only; Have and HaveEnd are what every primary
+// has, by the marks of those that are not the processes of the last checkpoint (mark.go),
+// and Unproved names one that cannot tell. NodesChanged says so of any
 // kind of server: what no replay brings back, such as what readers wrote there, may be
-// lost. A Control that was
-// not found on a node that changed proves nothing: a gap, unless the server is
-// known to be empty.
+// lost. A Control that was not found on a node that changed proves nothing: a gap.
 func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -208,13 +205,22 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	}
 	clear(r.replayHeld)
 	be.guard.seal(ids)
+	c.Have, c.HaveEnd = c.Applied, c.End
+	if be.cluster != nil {
+		if err := be.keepNodes(ctx); err != nil {
+			return Control{}, r.fail("attach", "", err)
+		}
+		if c.Found && c.nodes != fingerprints(ids) {
+			if err := r.have(ctx, be, ids, &c); err != nil {
+				return Control{}, r.fail("attach", "", err)
+			}
+		}
+	}
 	r.shadowMu.Lock()
 	r.shadow = c
-	r.nodes = fingerprint(ids)
+	r.nodes = fingerprints(ids)
 	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes
-	c.Have, c.HaveEnd = c.Applied, c.End
 	if be.cluster != nil && c.Found && c.nodes != r.nodes {
-		c.Have = 0
 		// The slot's own replay does not reach back to what was held for longer.
 		r.replayFrom = r.sourceNow().Add(replayMargin).UnixMilli()
 		for class := range r.sets {
@@ -236,7 +242,7 @@ func (r *Redis) ready(ctx context.Context) (*backend, error) {
 	if !be.guard.sealed() {
 		return nil, ErrNotAttached
 	}
-	if r.now().Sub(r.verified) >= verifyInterval {
+	if be.guard.stale.Load() || r.now().Sub(r.verified) >= verifyInterval {
 		if err := be.verify(ctx); err != nil {
 			be.noteReply("", err)
 			return nil, err

@@ -24,6 +24,9 @@ var epochSource string
 //go:embed lua/stamps.lua
 var stampsSource string
 
+//go:embed lua/mark.lua
+var markSource string
+
 //go:embed lua/advance.lua
 var advanceSource string
 
@@ -60,7 +63,7 @@ type script struct {
 // promoted replica (7.0 and later) has not received them from its primary.
 type scripts struct {
 	checkpoint, install, state, epoch, advance, soft, dependents, publish script
-	hold, take, done, settle, stamps                                      script
+	hold, take, done, settle, stamps, mark                                script
 }
 
 func newScripts() *scripts {
@@ -78,6 +81,7 @@ func newScripts() *scripts {
 		done:       script{source: doneSource},
 		settle:     script{source: settleSource},
 		stamps:     script{source: stampsSource},
+		mark:       script{source: markSource},
 	}
 	for _, sc := range s.all() {
 		sum := sha1.Sum([]byte(sc.source)) //nolint:gosec // see above
@@ -88,7 +92,7 @@ func newScripts() *scripts {
 
 func (s *scripts) all() []*script {
 	return []*script{&s.checkpoint, &s.install, &s.state, &s.epoch, &s.advance, &s.soft, &s.dependents, &s.publish,
-		&s.hold, &s.take, &s.done, &s.settle, &s.stamps}
+		&s.hold, &s.take, &s.done, &s.settle, &s.stamps, &s.mark}
 }
 
 // loads are the commands that load all scripts. SCRIPT LOAD of a known script

@@ -100,7 +100,7 @@ func (w *Watch) look(ctx context.Context) (Settling, error) {
 	if err != nil {
 		return Settling{}, err
 	}
-	c.NodesChanged = c.Found && c.nodes != fingerprint(ids)
+	c.NodesChanged = c.Found && c.nodes != fingerprints(ids)
 	s := Settling{Control: c}
 	for _, class := range slices.Sorted(maps.Keys(c.held)) {
 		h, err := w.held(ctx, class)

@@ -39,6 +39,10 @@ class NotFound(Exception):
     """Raised by a loader whose row is not there; kept as a negative entry."""
 
 
+class _Elsewhere(redis.RedisError):
+    """A connection led to another server than the one whose control hash was read."""
+
+
 class TooSlow(Exception):
     """Every load took longer than the class allows a value to be old."""
 
@@ -183,6 +187,7 @@ class Cache:
         self._entities = entities or {}
         self._types: tuple[dict[str, Type], float] = {}, 0.0  # by column, and until when
         self._source_clock: tuple[float, float] | None = None  # it said the second a little after the first
+        self._reconnected = 0.0  # when the connections were last dropped
 
     def get(
         self,
@@ -217,24 +222,28 @@ class Cache:
             # Too old to be returned as loaded. If it was stored, the next look shows whether it still holds.
         raise TooSlow(f"{family.name}: three loads took longer than {family.staleness} s")
 
-    def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, str, Entry | None]:
-        """Until when (time.monotonic) the class is proved, Redis' clock in ms, the family's stamp ("" for none), the key, and its entry. The control hash
-        comes first: what it proves holds for what is read later, versions included, not for what was read before."""
+    def _look(self, family: Family, variables: Mapping[str, Value]) -> tuple[float, int, str, str, Entry | None, str]:
+        """Until when (time.monotonic) the class is proved, Redis' clock in ms, the family's stamp ("" for none), the key,
+        its entry, and the server. The control hash comes first: what it proves holds for what is read later, versions
+        included, not for what was read before. It holds on the same server: each further step says where it was, see _same."""
         types = self._types_of(family.columns)
         name = render(family.version or family.key, variables, types)
         with self._rdb.pipeline(transaction=False) as p:
-            p.hmget(self._control, "state", "fresh_as_of", "stamps").time().get(name)
-            control, (seconds, micros), raw = p.execute(raise_on_error=False)
+            p.info("replication").hmget(self._control, "state", "fresh_as_of", "stamps").time().get(name)
+            info, control, (seconds, micros), raw = p.execute(raise_on_error=False)
+        server = _primary(info)
         if family.version:
-            name, raw = self._versioned(family, variables, types, name, raw)
+            name, raw = self._versioned(family, variables, types, name, raw, server)
         if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
             raw = None
         stamp = self._stamp(family, control)
         until = self._proved_until(family, control) if stamp or family.serve_in_doubt else -math.inf
+        if time.monotonic() >= until:
+            self._reconnect()
         entry = Entry.parse(raw)
         if entry is not None and entry.stamp != stamp and (stamp or not family.serve_in_doubt):
             entry = None  # of before the family was followed, or of another reader's file
-        return until, seconds * 1000 + micros // 1000, stamp, name, entry
+        return until, seconds * 1000 + micros // 1000, stamp, name, entry, server
 
     def _stamp(self, family: Family, control: object) -> str:
         """Under which entries of the family are believed. The hash names the text that held when it was read."""
@@ -255,7 +264,17 @@ class Cache:
         kind, *values = entity.split(":")
         return self._stamps[1].get("entities", {}).get(kind) == {"variables": len(values)}
 
-    def _versioned(self, family: Family, variables: Mapping[str, Value], types: Types, name: str, version: object) -> tuple[str, object]:
+    def _reconnect(self) -> None:
+        """In doubt, at most once a second: behind a name the connections may lead to an old primary, where the daemon's
+        hash stands still for as long as they live."""
+        now = time.monotonic()
+        if now - self._reconnected >= 1:
+            self._reconnected = now
+            self._rdb.connection_pool.disconnect(inuse_connections=False)
+
+    def _versioned(
+        self, family: Family, variables: Mapping[str, Value], types: Types, name: str, version: object, server: str
+    ) -> tuple[str, object]:
         if version is None:
             # Never a version that was used before: what was stored under it is not revoked.
             self._rdb.set(name, "0" * 16 + secrets.token_hex(8) + "0" * 8, nx=True)
@@ -264,7 +283,9 @@ class Cache:
             raise redis.ResponseError(f"no version: {version}")
         key = render(family.key, {**variables, "version": version}, types)
         with self._rdb.pipeline(transaction=False) as p:
-            return key, p.get(key).execute(raise_on_error=False)[0]
+            info, raw = p.info("replication").get(key).execute(raise_on_error=False)
+        _same(info, server)
+        return key, raw
 
     def _proved_until(self, family: Family, control: object) -> float:
         if family.serve_in_doubt:
@@ -284,14 +305,21 @@ class Cache:
         unreadable = False
         while True:
             token = secrets.token_hex(8)  # of one call alone: a copy that is late must not bring a revoked lease back
-            until, now, stamp, key, entry = self._look(family, variables)  # the version, too: it may move during a wait
+            until, now, stamp, key, entry, server = self._look(family, variables)  # the version, too: it may move during a wait
             old = _Old.of(family, entry, at_least, until)
             if time.monotonic() >= until:
                 return _Answer(old=old)
             if entry is not None and now < entry.fresh_until and entry.contains(at_least):
                 return _Answer(entry=entry)
             mode = "read" if at_least is None and not unreadable else "refresh"
-            what, *rest = self._read(keys=[key], args=[token, int(self._lease * 1000), mode, stamp])
+            try:
+                with self._rdb.pipeline(transaction=False) as p:
+                    p.info("replication").evalsha(self._read.sha, 1, key, token, int(self._lease * 1000), mode, stamp)
+                    info, (what, *rest) = p.execute()
+            except redis.exceptions.NoScriptError:
+                self._rdb.script_load(self._read.script)
+                continue
+            _same(info, server)
             if what == b"lease":
                 return _Answer(key, token=token)
             entry = Entry.parse(rest[0]) if what != b"wait" else None
@@ -394,6 +422,18 @@ class Cache:
             self._load(lambda *_: b"", set())
         began, said = self._source_clock
         return said + (time.monotonic() - began) * 1.001
+
+
+def _primary(info: object) -> str:
+    """The history of the primary that has answered INFO: new after each start and each promotion."""
+    if not isinstance(info, dict) or info.get("role") != "master":
+        raise _Elsewhere(f"no primary, or the account lacks +info: {info if isinstance(info, Exception) else ''}")
+    return info["master_replid"]
+
+
+def _same(info: object, server: str) -> None:
+    if _primary(info) != server:
+        raise _Elsewhere("another server")
 
 
 def _found(payload: bytes | None) -> bytes:

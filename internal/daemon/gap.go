@@ -148,6 +148,8 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 		return fmt.Sprintf("another cluster: system id %s, was %s", setup.Epoch.SystemID, stored.Source.SystemID), nil
 	case stored.Source.Timeline != setup.Epoch.Timeline:
 		return fmt.Sprintf("timeline %d, was %d", setup.Epoch.Timeline, stored.Source.Timeline), nil
+	case stored.Unproved != "":
+		return stored.Unproved, nil
 	case stored.NodesChanged && d.plan.Load().HasDependents():
 		// Replay cannot bring back what readers registered, nor what was forgotten of it
 		// on one node while another lost the removal.

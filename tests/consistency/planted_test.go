@@ -89,6 +89,14 @@ func plantedBugs() []planted {
 			one("cache/stream.go", "	case m.session != s.session || m.n != s.n+1:", "	case false:")},
 		{"the checkpoint is believed although its transaction does not come again", "./tests/integration TestSourceTakenBackToACopyIsAGap",
 			one("internal/daemon/history.go", "seen: stored.XID == 0", "seen: true")},
+		{"marks of primaries are not looked at by the daemon", "./sink TestClusterPrimariesThatComeBack",
+			one("sink/mark.go", "if m.applied < c.Have ||", "if false && m.applied < c.Have ||")},
+		{"marks of primaries are not looked at by readers", "./cache TestClusterNodeThatIsBackWithOldDataIsNotTrusted",
+			one("cache/servers.go", "|| max(applied, end) < at {", "|| at == 0 {")},
+		{"connections are not taken for what they lead to", "./cache TestPoolBehindANameIsOfOnePrimary", []edit{
+			{"cache/servers.go", "	case s.id == id:\n", "	case true:\n"},
+			{"cache/servers.go", "	case id != s.id:\n", "	case false:\n"},
+		}},
 		{"the last transaction is confirmed", "./tests/integration TestHistoryThatGoesOnIsNoGap",
 			one("ordering/position.go", "if p.XID != 0 {", "if false {")},
 	}

@@ -91,6 +91,7 @@ func otherTerms(t *testing.T, s *scene) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.id++
+			s.ready(t)
 			s.seed(t, "item", "one")
 			s.restamp(t, func(next *mapping.Stamps) {
 				f := next.Families["item"]

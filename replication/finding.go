@@ -60,6 +60,9 @@ type findingKind struct {
 	misleads bool
 	// published: it is about the publication, and not about the table itself.
 	published bool
+	// writes: it is about the application's own writes. doctor and apply look for it; to a
+	// daemon that runs it changes nothing.
+	writes bool
 }
 
 // findingKinds is the one place that knows. What is fatal may be seen all the same: rows
@@ -85,8 +88,8 @@ var findingKinds = map[FindingCode]findingKind{
 	PublicationMember:    {severity: SeverityFatal, unseen: true, published: true},
 	PublicationFiltered:  {severity: SeverityFatal, unseen: true, misleads: true, published: true},
 	PublicationColumns:   {severity: SeverityFatal, published: true},
-	PublicationGenerated: {severity: SeverityFatal, published: true},
-	WritesRefused:        {severity: SeverityFatal},
+	PublicationGenerated: {severity: SeverityFatal, published: true, writes: true},
+	WritesRefused:        {severity: SeverityFatal, writes: true},
 }
 
 // FindingCodes are all that there are, sorted.
@@ -109,6 +112,10 @@ func (c FindingCode) Unseen() bool { return c.kind().unseen }
 
 // Misleads says that the log has less of the table's changes than it shows.
 func (c FindingCode) Misleads() bool { return c.kind().misleads }
+
+// OfWrites says whether it is about the application's own writes, which only doctor and
+// apply look at.
+func (c FindingCode) OfWrites() bool { return c.kind().writes }
 
 // OfPublication says that the publication has to change, and not the table.
 func (c FindingCode) OfPublication() bool { return c.kind().published }

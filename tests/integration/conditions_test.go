@@ -20,8 +20,9 @@ import (
 const conditionsSchema = `
 	CREATE TABLE items (id int PRIMARY KEY, name text NOT NULL, v int);
 	ALTER TABLE items REPLICA IDENTITY FULL;
-	CREATE TABLE others (id int PRIMARY KEY, v int);
-	INSERT INTO items VALUES (1, 'a', 0); INSERT INTO others VALUES (1, 0)`
+	CREATE TYPE mood AS ENUM ('a', 'b');
+	CREATE TABLE others (id int PRIMARY KEY, v int, mood mood);
+	INSERT INTO items VALUES (1, 'a', 0); INSERT INTO others VALUES (1, 0, 'a'), (2, 0, 'b')`
 
 const conditionsMappings = `
 classes:
@@ -152,6 +153,19 @@ func TestEveryConditionComesBack(t *testing.T) {
 		{name: "heartbeat", reason: "no heartbeat has come back for",
 			spoil: func() { w.exec(heartbeatRight("REVOKE", "FROM PUBLIC")) },
 			mend:  func() { w.exec(heartbeatRight("GRANT", "TO PUBLIC")) }},
+		{name: "synchronous_standby", reason: "synchronous_standby_names",
+			spoil: func() { w.exec(`ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`) },
+			mend:  func() { w.exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`) }},
+		{name: "stuck", reason: "public.others",
+			spoil: func() {
+				w.exec(`DELETE FROM pg_enum WHERE enumlabel = 'b'`, `UPDATE others SET v = v + 1 WHERE id = 2`) // no server can send that row
+			},
+			mend: func() {
+				w.eventually("the slot is moved past it", func() bool {
+					_, err := w.conn.Exec(t.Context(), `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, w.slot)
+					return err == nil // else an attempt is under way
+				})
+			}},
 	}
 	w.eventually("all is well", func() bool { code, _ := w.answered(address, "/healthz"); return code == 200 })
 	_, all := w.answered(address, "/healthz")

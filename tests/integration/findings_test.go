@@ -130,7 +130,7 @@ func situations() []situation {
 func TestEveryFindingWhileRunning(t *testing.T) {
 	list := situations()
 	for _, code := range replication.FindingCodes() {
-		if !slices.ContainsFunc(list, func(s situation) bool { return s.code == code }) {
+		if !code.OfWrites() && !slices.ContainsFunc(list, func(s situation) bool { return s.code == code }) {
 			t.Errorf("%s never happens here", code)
 		}
 	}

@@ -40,14 +40,14 @@ func dialReplication(ctx context.Context, url string) (*pgconn.PgConn, *pacedCon
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		return pgproto3.NewFrontend(&exactReader{r: r}, w)
 	}
-	dial, paced := dialPaced()
+	dial, made := dialPaced()
 	cfg.DialFunc = dial
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, nil, connectError(ctx, op, cfg, err, "ALTER ROLE "+quoteIdentifier(cfg.User)+" REPLICATION;\n"+
 			"(on a managed service grant its role instead, such as rds_replication)")
 	}
-	return conn, paced, nil
+	return conn, made(), nil
 }
 
 // startReplication begins to stream the slot and takes the connection over from

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -60,10 +61,11 @@ type pacedConn struct {
 	pending []byte
 }
 
-// dialPaced returns a dial function for the client library, and the place where
-// it leaves the connection that it made.
-func dialPaced() (dial func(ctx context.Context, network, addr string) (net.Conn, error), made *pacedConn) {
-	made = &pacedConn{}
+// dialPaced returns a dial function for the client library, and what gives the connection that
+// it made last. The library dials once more to cancel a query on a connection that it
+// gives up, from a goroutine of its own, so each connection is one of its own.
+func dialPaced() (dial func(ctx context.Context, network, addr string) (net.Conn, error), made func() *pacedConn) {
+	var last atomic.Pointer[pacedConn]
 	d := &net.Dialer{
 		KeepAlive: 30 * time.Second,
 		Control: func(_, address string, c syscall.RawConn) error {
@@ -85,15 +87,16 @@ func dialPaced() (dial func(ctx context.Context, network, addr string) (net.Conn
 		if err != nil {
 			return nil, err
 		}
-		if made.socket, err = newSocket(c); err != nil {
+		paced := &pacedConn{pause: catchUpPause}
+		if paced.socket, err = newSocket(c); err != nil {
 			return nil, err
 		}
-		made.pause = catchUpPause
 		if network == "unix" {
-			made.pause = catchUpPauseUnix
+			paced.pause = catchUpPauseUnix
 		}
-		return made, nil
-	}, made
+		last.Store(paced)
+		return paced, nil
+	}, last.Load
 }
 
 // Read reads into p when p is large, and through its own buffer when it is not.

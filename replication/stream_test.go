@@ -52,7 +52,7 @@ func streamTo(t *testing.T, interval time.Duration) (*Stream, *fakeServer) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	dial, paced := dialPaced()
+	dial, made := dialPaced()
 	conn, err := dial(t.Context(), "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -61,6 +61,7 @@ func streamTo(t *testing.T, interval time.Duration) (*Stream, *fakeServer) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	paced := made()
 	paced.enabled = true
 	f := &fakeServer{conn: peer, statuses: make(chan [3]lsn.LSN, 1000)}
 	done := make(chan struct{})

@@ -142,7 +142,7 @@ func pair(t *testing.T, network, address string) (*pacedConn, net.Conn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	dial, paced := dialPaced()
+	dial, made := dialPaced()
 	conn, err := dial(t.Context(), network, l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -152,6 +152,7 @@ func pair(t *testing.T, network, address string) (*pacedConn, net.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(); peer.Close() })
+	paced := made()
 	paced.enabled = true
 	return paced, peer
 }

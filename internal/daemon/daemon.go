@@ -169,7 +169,6 @@ func newDaemon(o Options) (*daemon, error) {
 	d.metrics = newMetrics(o.Registry)
 	d.fresh = &freshness{now: d.now, budget: d.budget}
 	d.health = newHealth(d)
-	d.health.process.ok(conditionStuck)
 	d.health.process.ok(conditionMappings) // they were read just now
 	d.metrics.lag(d.fresh.lagSeconds)
 	d.sink, err = sink.Open(sink.Options{

@@ -160,6 +160,7 @@ func (d *daemon) streaming(setup replication.SetupResult) {
 	// An attachment that may end where the last one did proves nothing yet.
 	if d.obstacle.Load() == nil {
 		d.health.process.ok(conditionStreaming)
+		d.health.process.ok(conditionStuck)
 	}
 	d.log.Info("streaming", "slot", setup.Slot.Name, "publication", setup.Publication.Name,
 		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline)

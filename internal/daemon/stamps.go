@@ -172,7 +172,16 @@ func (s *stamper) step(ctx context.Context) (done bool, err error) {
 		}
 	}
 	s.checks.ok(conditionStamps)
+	s.giveBack(ctx)
 	return true, s.keep(ctx)
+}
+
+// giveBack closes the connection, which is not needed before the next plan: they are scarce.
+func (s *stamper) giveBack(ctx context.Context) {
+	if s.source != nil {
+		s.source.Close(ctx)
+		s.source = nil
+	}
 }
 
 // withdraw publishes what goes on to be followed under a plan as it was so far.
@@ -247,8 +256,7 @@ func (s *stamper) snapshot(ctx context.Context, plan *mapping.Plan) (snapshot or
 	}
 	defer func() {
 		if err != nil {
-			s.source.Close(ctx)
-			s.source = nil
+			s.giveBack(ctx)
 		}
 	}()
 	if snapshot, err = (querier{s.source, &s.d.pulse.attach}).ReadSnapshot(ctx); err != nil || s.plan == plan {

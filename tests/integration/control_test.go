@@ -52,10 +52,12 @@ func TestConnectionsWhileStreaming(t *testing.T) {
 	p := w.start()
 	w.update(0, 1) // the gate connects when there is something to ask
 	w.settle(p)
+	var open string
+	t.Cleanup(func() { t.Logf("open are %s", open) })
 	w.eventually("the connection for the setup is closed, and the others are there", func() bool {
-		return query[string](w, `SELECT coalesce(string_agg(application_name, ', ' ORDER BY application_name), '') FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name LIKE 'cdc-invalidator%'`) ==
-			"cdc-invalidator, cdc-invalidator catalog, cdc-invalidator gate, cdc-invalidator heartbeat, cdc-invalidator standby"
+		open = query[string](w, `SELECT coalesce(string_agg(application_name, ', ' ORDER BY application_name), '') FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name LIKE 'cdc-invalidator%'`)
+		return open == "cdc-invalidator, cdc-invalidator catalog, cdc-invalidator gate, cdc-invalidator heartbeat, cdc-invalidator standby"
 	})
 	p.stop()
 }

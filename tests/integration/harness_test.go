@@ -307,6 +307,7 @@ func (w *world) settle(p *process) {
 	w.t.Helper()
 	if w.blind { // what the daemon cannot know is never settled
 		w.applied(p)
+		w.eventually("nothing is purged behind the stamps", w.followed)
 		return
 	}
 	w.reach(p, "settled")

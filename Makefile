@@ -45,7 +45,7 @@ shop: build ## run the example application with servers of its own, until Ctrl-C
 test: check ## run all tests on real servers, with the race detector (PKG=./sink RUN=TestX)
 	@scripts/setup-servers.sh --test
 	@echo "test: $$(go version), $$(uname -sm), $$(getconf _NPROCESSORS_ONLN) cores"
-	go test -race -count 1 -p $(PARALLEL) -timeout 20m -run '$(RUN)' $(PKG)
+	go test -race -count 1 -p $(PARALLEL) -timeout 40m -run '$(RUN)' $(PKG)
 
 test-containers: ## run the tests that need servers on containers (CDC_POSTGRES=17 CDC_REDIS=redis:8, PKG, RUN)
 	@RUN='$(RUN)' PARALLEL=$(PARALLEL) scripts/test-containers.sh $(if $(filter command,$(firstword $(origin PKG))),$(PKG))

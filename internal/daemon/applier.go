@@ -203,7 +203,7 @@ func (a *applier) retry(ctx context.Context, condition string, try func() error)
 			return ctx.Err()
 		case errors.As(err, &permanent):
 			return permanent.Unwrap()
-		case errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNotAttached):
+		case endsAttachment(err):
 			return err
 		}
 		a.d.failing(a.checks, condition, err)

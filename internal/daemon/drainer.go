@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"math"
 	"time"
 
@@ -54,7 +53,7 @@ func (w *drainer) run(ctx context.Context) error {
 			case err == nil:
 				w.told(nil)
 				pause.Reset()
-			case errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNotAttached):
+			case endsAttachment(err):
 				w.leave(err)
 				return nil
 			default:

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -70,7 +69,7 @@ func (s *settler) run(ctx context.Context) error {
 		err := s.sink.Settle(ctx, s.looked)
 		switch {
 		case err == nil || ctx.Err() != nil:
-		case errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrNotAttached):
+		case endsAttachment(err):
 			s.leave(err)
 			return nil
 		default:

@@ -132,8 +132,14 @@ func (s *stamper) run(ctx context.Context) error {
 	}
 }
 
+// endsAttachment says whether Redis has to be attached to anew: it is another one, or another
+// process's, and trying again would not help.
+func endsAttachment(err error) bool {
+	return errors.Is(err, sink.ErrSuperseded) || errors.Is(err, sink.ErrNodeChanged) || errors.Is(err, sink.ErrNotAttached)
+}
+
 func endsSession(err error) bool {
-	return errors.Is(err, sink.ErrSuperseded) || errors.Is(err, sink.ErrNodeChanged) || errors.Is(err, sink.ErrNotAttached) ||
+	return endsAttachment(err) ||
 		errors.Is(err, replication.ErrSourceChanged) || err != nil && replication.RefusesSessions(err)
 }
 

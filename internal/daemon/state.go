@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
@@ -122,7 +121,7 @@ func (d *daemon) keepState(ctx context.Context, leave context.CancelCauseFunc) e
 		err := d.setState(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
-		case errors.Is(err, sink.ErrSuperseded), errors.Is(err, sink.ErrNodeChanged), errors.Is(err, sink.ErrNotAttached):
+		case endsAttachment(err):
 			leave(err)
 			return nil
 		default:

@@ -73,8 +73,7 @@ func l1StoreLate(s *stage) {
 		c := cell{view: viewsOf(item)[0], row: 4*row + 4}
 		s.see(b, c)
 		got := a.pauses.answered("get", plainKey(c))
-		slow := s.start(a, c)
-		got.await(s)
+		slow := s.startUntil(got, a, c)
 		s.change(c.row)
 		budget := elapsed(c.view.budget + 20*time.Millisecond)
 		s.settle(d)

@@ -83,6 +83,26 @@ func (s *stage) start(r reader, c cell) <-chan outcome {
 	return out
 }
 
+// startUntil reads in the background until a read has come to the pause: one that goes past
+// the cache, since the daemon was late just then, does not.
+func (s *stage) startUntil(x *pause, r reader, c cell) <-chan outcome {
+	s.t.Helper()
+	giveUp := time.After(patience)
+	for {
+		read := s.start(r, c)
+		select {
+		case <-x.reached:
+			return read
+		case o := <-read:
+			if o.err != nil {
+				s.t.Fatalf("read %s: %v", c, o.err)
+			}
+		case <-giveUp:
+			s.t.Fatalf("no read of %s came to where it was to be stopped", c)
+		}
+	}
+}
+
 // finish waits for a read that start began.
 func (s *stage) finish(out <-chan outcome) []int64 {
 	s.t.Helper()

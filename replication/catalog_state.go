@@ -3,30 +3,27 @@ package replication
 import (
 	"context"
 	_ "embed"
-	"encoding/hex"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
-//go:embed watcher.sql
-var watcherText string
+//go:embed watcher_wide.sql
+var wideText string
 
 //go:embed watcher_short.sql
-var watcherShortText string
+var shortText string
 
 //go:embed watcher_tree.sql
-var watcherTreeText string
+var treeText string
 
 // The two looks, which have to digest what is below a table alike.
 var (
-	watcherSQL      = strings.Replace(watcherText, "{{tree}}", watcherTreeText, 1)
-	watcherShortSQL = strings.Replace(watcherShortText, "{{tree}}", watcherTreeText, 1)
+	wideSQL  = strings.Replace(wideText, "{{tree}}", treeText, 1)
+	shortSQL = strings.Replace(shortText, "{{tree}}", treeText, 1)
 )
 
 // CatalogState is what the catalogs said about each mapped table: its name to a
@@ -55,20 +52,52 @@ func (s CatalogState) OID(schema, table string) uint32 {
 	return uint32(n)
 }
 
+// ChangeKind is one thing about a table that changed in the catalogs.
+type ChangeKind string
+
+// The kinds of change. Several often come together.
+const (
+	TableVanished      ChangeKind = "vanished"
+	TableReplaced      ChangeKind = "replaced"   // created, or dropped and created again, or another renamed into its place
+	StorageChanged     ChangeKind = "storage"    // rewritten or truncated, itself or a partition
+	PartitionsChanged  ChangeKind = "partitions" // attached, detached, created or dropped; or the table has become one
+	ColumnsChanged     ChangeKind = "columns"
+	IdentityChanged    ChangeKind = "identity"
+	PublicationChanged ChangeKind = "publication" // membership, actions, filters, or the publication itself
+	TableUnseen        ChangeKind = "unseen"      // its changes are not followed any more
+	TableFollowed      ChangeKind = "followed"    // they are again, and what came meanwhile was missed
+)
+
+func changeKinds() []ChangeKind {
+	return []ChangeKind{TableVanished, TableReplaced, StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged, TableUnseen, TableFollowed}
+}
+
+// CatalogChange is one mapped table whose definition changed since the last look.
+// Its rows may have changed without a word in the log, so everything that it maps
+// to must count as stale, from a moment after this report.
+type CatalogChange struct {
+	Schema, Table string
+	Kinds         []ChangeKind
+	// Findings are what CheckCatalog and CheckPublication say about the table
+	// now. While one of them is fatal the table's changes cannot be trusted: its
+	// families must go at each change until it is mended.
+	Findings []Finding
+}
+
+func (c CatalogChange) String() string {
+	kinds := make([]string, len(c.Kinds))
+	for i, k := range c.Kinds {
+		kinds[i] = string(k)
+	}
+	return qualified(c.Schema, c.Table) + ": " + strings.Join(kinds, ", ") + " changed"
+}
+
 func tableKey(u mapping.TableUse) string { return qualified(u.Schema, u.Table) }
 
-// fingerprint parts, in this order; see watcher.sql.
+// fingerprint parts, in this order; see watcher_wide.sql.
 var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged}
 
 const digestLen = 16 // bytes kept of each SHA-256
-
-// wideLook is what watcher.sql has found.
-type wideLook struct {
-	state CatalogState
-	oids  []uint32
-	below belowTables
-	took  time.Duration // by the server
-}
 
 // belowTables are the mapped tables that have others below them, by oid, with digests of those.
 type belowTables map[uint32]string
@@ -77,93 +106,6 @@ type belowTables map[uint32]string
 func ReadCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {
 	look, err := readWide(ctx, conn, publication, tables)
 	return look.state, err
-}
-
-func readWide(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (wideLook, error) {
-	const op = "look at the catalogs"
-	look := wideLook{state: make(CatalogState, len(tables)), below: belowTables{}}
-	schemas, names := tableNames(tables)
-	rows, err := conn.Query(ctx, watcherSQL, schemas, names, publication)
-	if err != nil {
-		return look, serverError(op, err, "")
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var n int
-		var oid uint32
-		var below bool
-		var seconds float64
-		var digests [len(digestKinds)]pgtype.DriverBytes // valid until the next row
-		if err := rows.Scan(&n, &oid, &below, &digests[0], &digests[1], &digests[2], &digests[3], &digests[4], &seconds); err != nil {
-			return look, serverError(op, err, "")
-		}
-		look.took = max(look.took, time.Duration(seconds*float64(time.Second)))
-		if oid == 0 {
-			look.state[tableKey(tables[n-1])] = ""
-			continue
-		}
-		fp := strconv.AppendUint(make([]byte, 0, 12+len(digests)*(1+2*digestLen)), uint64(oid), 10)
-		for _, d := range digests {
-			fp = append(fp, '.')
-			fp = hex.AppendEncode(fp, d[:min(digestLen, len(d))])
-		}
-		look.state[tableKey(tables[n-1])] = string(fp)
-		look.oids = append(look.oids, oid)
-		if below {
-			look.below[oid] = string(digests[0]) + string(digests[1])
-		}
-	}
-	return look, serverError(op, rows.Err(), "")
-}
-
-// shortLook is what watcher_short.sql has found.
-type shortLook struct {
-	at      time.Time // nothing that became visible later is in it; by the source's clock
-	xmin    uint64    // all transactions below it have ended
-	visible bool      // the DDL that was announced is
-	trigger string    // differs after every change of an event trigger or of its function
-	below   belowTables
-}
-
-func readShort(ctx context.Context, conn *pgx.Conn, oids []uint32, announced []int64) (shortLook, error) {
-	const op = "look at the catalogs"
-	look := shortLook{below: belowTables{}}
-	rows, err := conn.Query(ctx, watcherShortSQL, oids, DDLFunction, DDLSchema, announced)
-	if err != nil {
-		return look, serverError(op, err, "")
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var oid uint32
-		var at *time.Time
-		var xmin, trigger *string
-		var visible *bool
-		var storage, shape pgtype.DriverBytes
-		if err := rows.Scan(&oid, &at, &xmin, &visible, &trigger, &storage, &shape); err != nil {
-			return look, serverError(op, err, "")
-		}
-		if oid != 0 {
-			look.below[oid] = string(storage) + string(shape)
-			continue
-		}
-		look.at, look.visible, look.trigger = *at, *visible, *trigger
-		if look.xmin, err = strconv.ParseUint(*xmin, 10, 64); err != nil {
-			return look, serverError(op, err, "")
-		}
-	}
-	return look, serverError(op, rows.Err(), "")
-}
-
-// runningBelow is a bound: every transaction that is open now and may have written has a
-// lower id. none says that there are none.
-func runningBelow(ctx context.Context, conn *pgx.Conn) (bound uint64, none bool, err error) {
-	var low, high string
-	err = conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text FROM pg_current_snapshot() s`).Scan(&low, &high)
-	if err != nil {
-		return 0, false, serverError("ask which transactions are open", err, "")
-	}
-	bound, err = strconv.ParseUint(high, 10, 64)
-	return bound, low == high, err
 }
 
 // diffStates lists the tables that are known and differ. An unknown one is new

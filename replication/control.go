@@ -22,6 +22,16 @@ const (
 	controlLockTimeout      = "5s"
 )
 
+// Status is what a control loop knows about itself. It is OK while the loop can
+// prove what it is there to prove.
+type Status struct {
+	OK      bool
+	Unknown bool      // not OK because nothing was proved yet, and nothing is known to be wrong
+	Since   time.Time // of the last change of OK
+	Reason  string
+	Fix     string
+}
+
 // ConnectControl opens an ordinary connection for questions about the source.
 // purpose shows in pg_stat_activity. One caller at a time may use it.
 func ConnectControl(ctx context.Context, url, purpose string) (*pgx.Conn, error) {

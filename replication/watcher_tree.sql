@@ -1,4 +1,4 @@
--- What stands below each mapped table, for watcher.sql and watcher_short.sql, which say before it what root(n, oid) is: its
+-- What stands below each mapped table, for watcher_wide.sql and watcher_short.sql, which say before it what root(n, oid) is: its
 -- storage and its shape, each as one digest.
 member(n, oid, link) AS (
     SELECT n, oid, '' FROM root

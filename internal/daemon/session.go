@@ -159,6 +159,7 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 		return false, err
 	}
 	d.unproved()
+	d.owner = true // of the state, whatever it is: ours alone to take back from here on
 	if resumed {
 		if err := d.trust(ctx); err != nil {
 			return false, err

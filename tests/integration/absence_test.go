@@ -51,6 +51,38 @@ func TestStateWithoutASession(t *testing.T) {
 	p.stop()
 }
 
+// However a daemon came to follow the source, it says that it does not any more. Without
+// heartbeats nothing else would find a state that nobody keeps.
+func TestStateOnceASessionHasEnded(t *testing.T) {
+	t.Parallel()
+	w, pg, _ := privateWorld(t, 10, nil)
+	w.reconfigure("heartbeat: 100ms", "heartbeat: 0s")
+	for _, attached := range []struct {
+		how  string
+		prep func()
+	}{
+		{"for the first time", func() {}},
+		{"again", func() {}},
+		{"after a gap", func() { w.exec("SELECT pg_drop_replication_slot('" + w.slot + "')") }},
+	} {
+		t.Run(attached.how, func(t *testing.T) {
+			attached.prep()
+			p := w.start()
+			w.eventually("the state is ok", func() bool {
+				w.nudge()
+				return w.control()["state"] == "ok"
+			})
+			pg.Kill()
+			w.eventually("the state does not say ok", func() bool { return w.control()["state"] == "catching_up" })
+			if err := pg.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			w.conn = servertest.Connect(w.t, w.url) // for the next one, too
+			p.stop()
+		})
+	}
+}
+
 // Only the daemon that has the slot says how things are: neither one that waits, nor one that
 // cannot reach the source, nor one that wakes up, overrules it.
 func TestStateOfADaemonThatWorksIsNotOverruled(t *testing.T) {

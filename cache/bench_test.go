@@ -44,8 +44,17 @@ func TestAllocationsOfAHit(t *testing.T) {
 	v := view(b, "item")
 	b.get(v, 1, "one")
 	ctx, vars, load := t.Context(), Vars{"id": 1}, item(1)
-	bare := testing.AllocsPerRun(500, func() { _, _ = b.rdb.Get(ctx, "item:1").Result() })
-	hit := testing.AllocsPerRun(500, func() { _, _ = v.Get(ctx, vars, load) })
+	// The process's other goroutines are counted as well, and so is a read that goes past the
+	// cache since the machine is busy: of several runs the least is that of the hit alone.
+	least := func(f func()) float64 {
+		n := testing.AllocsPerRun(100, f)
+		for range 20 {
+			n = min(n, testing.AllocsPerRun(100, f))
+		}
+		return n
+	}
+	bare := least(func() { _, _ = b.rdb.Get(ctx, "item:1").Result() })
+	hit := least(func() { _, _ = v.Get(ctx, vars, load) })
 	if hit > bare+3 {
 		t.Errorf("a hit makes %v allocations, a bare GET %v: want at most 3 more", hit, bare)
 	}

@@ -50,6 +50,10 @@ func connect(rdb redis.UniversalClient, timeout time.Duration, judge *servers) (
 		o.NewClient = func(node *redis.Options) *redis.Client {
 			n := judge.node()
 			node.OnConnect = both(node.OnConnect, n.met)
+			if node.Dialer == nil {
+				node.Dialer = redis.NewDialer(node)
+			}
+			node.Dialer = n.dialer(node.Dialer)
 			client := theirs(node)
 			client.AddHook(n)
 			return client
@@ -66,11 +70,11 @@ func connect(rdb redis.UniversalClient, timeout time.Duration, judge *servers) (
 		}
 		o.MaxRetries = -1 // none
 		o.OnConnect = both(o.OnConnect, judge.met)
+		again := o
+		again.PoolSize, again.MinIdleConns = 1, 0
+		o.Dialer = judge.conns.dialer(o.Dialer)
 		client := redis.NewClient(&o)
-		client.AddHook(&judge.conns)
 		judge.look = func(ctx context.Context) error {
-			again := o
-			again.PoolSize, again.MinIdleConns = 1, 0
 			probe := redis.NewClient(&again)
 			defer probe.Close()
 			return probe.Ping(ctx).Err()

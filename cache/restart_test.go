@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -152,7 +154,7 @@ func TestTrackedConnections(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	var all tracker
-	dial := all.DialHook(func(ctx context.Context, network, addr string) (net.Conn, error) {
+	dial := all.dialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, addr)
 	})
 	to := func() net.Conn {
@@ -179,5 +181,34 @@ func TestTrackedConnections(t *testing.T) {
 	}
 	if _, err := to().Write([]byte("x")); err != nil {
 		t.Error(err)
+	}
+}
+
+// What the client dials by itself, ahead of use, is tracked as well: such connections are made
+// before anything could be added to the client.
+func TestTrackedConnectionsAheadOfUse(t *testing.T) {
+	pc := servertest.RedisClient(t, servertest.Redis(t).URL)
+	const ahead = 4
+	for range 200 {
+		o := *pc.Options()
+		o.PoolSize, o.MinIdleConns = 10, ahead
+		var dialed atomic.Int64
+		dial := o.Dialer
+		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dialed.Add(1)
+			return dial(ctx, network, addr)
+		}
+		given := redis.NewClient(&o)
+		judge := newControl("k", nil, nil, time.Second, slog.New(slog.DiscardHandler)).servers
+		_, disconnect := connect(given, time.Second, judge)
+		eventually(t, "both clients have dialed", func() bool { return dialed.Load() == 2*ahead })
+		eventually(t, "all are tracked", func() bool {
+			judge.conns.mu.Lock()
+			defer judge.conns.mu.Unlock()
+			return len(judge.conns.conns) == ahead
+		})
+		if err := errors.Join(disconnect(), given.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

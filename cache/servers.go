@@ -233,6 +233,10 @@ func (s *servers) again() {
 type node struct {
 	tracker
 	s *servers
+	// replica says that a connection was made while the node was a replica, whose data nobody
+	// has looked at. Data is asked for there only once it has become a primary: on new
+	// connections then.
+	replica atomic.Bool
 }
 
 func (s *servers) node() *node {
@@ -241,6 +245,29 @@ func (s *servers) node() *node {
 	n := &node{s: s}
 	s.members = append(s.members, n)
 	return n
+}
+
+// DialHook implements redis.Hook.
+func (n *node) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// ProcessHook implements redis.Hook.
+func (n *node) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() != "cluster" && n.replica.Swap(false) {
+			n.closeAll()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// ProcessPipelineHook implements redis.Hook.
+func (n *node) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if n.replica.Swap(false) {
+			n.closeAll()
+		}
+		return next(ctx, cmds)
+	}
 }
 
 // markTags is how many of a node's tags are tried: a slot may have begun to move.
@@ -297,18 +324,17 @@ func markReaches(values []any, id string, at lsn.LSN) error {
 	return nil
 }
 
-// tracker knows the connections of a client, to close them. It is a hook of that client.
+// tracker knows the connections of a client, to close them. It dials for that client: a hook
+// would miss what the client dials by itself, for MinIdleConns, before hooks can be added.
 type tracker struct {
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
-	// replica says that a connection was made while the node was a replica of a cluster, whose
-	// data nobody has looked at. Data is asked for there only once it has become a primary:
-	// on new connections then.
-	replica atomic.Bool
 }
 
-// DialHook implements redis.Hook.
-func (t *tracker) DialHook(next redis.DialHook) redis.DialHook {
+type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// dialer is next with what it dials tracked.
+func (t *tracker) dialer(next dialer) dialer {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := next(ctx, network, addr)
 		if err != nil {
@@ -339,26 +365,6 @@ func (t *tracker) closeAll() {
 		_ = conn.Close() // it is given up, whatever that says
 	}
 	clear(t.conns)
-}
-
-// ProcessHook implements redis.Hook.
-func (t *tracker) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if cmd.Name() != "cluster" && t.replica.Swap(false) {
-			t.closeAll()
-		}
-		return next(ctx, cmd)
-	}
-}
-
-// ProcessPipelineHook implements redis.Hook.
-func (t *tracker) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if t.replica.Swap(false) {
-			t.closeAll()
-		}
-		return next(ctx, cmds)
-	}
 }
 
 // trackedConn is a connection of a tracker.

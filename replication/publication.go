@@ -172,8 +172,8 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			findings = append(findings, Finding{Code: code, Schema: u.Schema, Table: u.Table, Problem: problem, Fix: fix, SQL: sql})
 		}
 		m := members[i]
-		if !m.exists {
-			continue // CheckCatalog's to report; it cannot be added either
+		if !m.addable {
+			continue // CheckCatalog's to report
 		}
 		if m.partitioned && !p.ViaRoot {
 			sql := "ALTER PUBLICATION " + pub + " SET (publish_via_partition_root = true);"
@@ -231,7 +231,7 @@ func (p Publication) missingActions(tables []mapping.TableUse) []string {
 
 // publicationMember is what a publication sends of one mapped table.
 type publicationMember struct {
-	exists                           bool
+	addable                          bool // there is such a table, and a publication may have it
 	partitioned, published, filtered bool
 	columns, tableColumns            []string
 }
@@ -244,7 +244,7 @@ func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapp
 		WITH p AS MATERIALIZED (
 		    SELECT schemaname, tablename, attnames, rowfilter FROM pg_publication_tables WHERE pubname = $1
 		)
-		SELECT u.n::int, c.oid IS NOT NULL, coalesce(c.relkind = 'p', false), p.tablename IS NOT NULL, p.rowfilter IS NOT NULL,
+		SELECT u.n::int, coalesce(c.relkind IN ('r', 'p') AND c.relpersistence = 'p', false), coalesce(c.relkind = 'p', false), p.tablename IS NOT NULL, p.rowfilter IS NOT NULL,
 		       coalesce(p.attnames::text[], '{}'),
 		       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS u(schema, name, n)
@@ -259,7 +259,7 @@ func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapp
 	for rows.Next() {
 		var n int
 		var m publicationMember
-		if err := rows.Scan(&n, &m.exists, &m.partitioned, &m.published, &m.filtered, &m.columns, &m.tableColumns); err != nil {
+		if err := rows.Scan(&n, &m.addable, &m.partitioned, &m.published, &m.filtered, &m.columns, &m.tableColumns); err != nil {
 			return nil, serverError(op, err, "")
 		}
 		members[n-1] = m

@@ -12,19 +12,10 @@ import (
 )
 
 //go:embed watcher_wide.sql
-var wideText string
+var wideSQL string
 
 //go:embed watcher_short.sql
-var shortText string
-
-//go:embed watcher_tree.sql
-var treeText string
-
-// The two looks, which have to digest what is below a table alike.
-var (
-	wideSQL  = strings.Replace(wideText, "{{tree}}", treeText, 1)
-	shortSQL = strings.Replace(shortText, "{{tree}}", treeText, 1)
-)
+var shortSQL string
 
 // CatalogState is what the catalogs said about each mapped table: its name to a
 // fingerprint. It may be stored and given to a later watcher, which then reports
@@ -98,9 +89,6 @@ func tableKey(u mapping.TableUse) string { return qualified(u.Schema, u.Table) }
 var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged}
 
 const digestLen = 16 // bytes kept of each SHA-256
-
-// belowTables are the mapped tables that have others below them, by oid, with digests of those.
-type belowTables map[uint32]string
 
 // ReadCatalogState is what a watcher's look would find now, for a Baseline.
 func ReadCatalogState(ctx context.Context, conn *pgx.Conn, publication string, tables []mapping.TableUse) (CatalogState, error) {

@@ -133,7 +133,8 @@ func (d *DDL) Touches(u mapping.TableUse, publication string, isTable func(oid u
 // ParseDDL reads a message. An error means that it is not known what was touched.
 func ParseDDL(content []byte) (DDL, error) {
 	var m struct {
-		Version int `json:"version"`
+		Version int    `json:"version"`
+		Failed  string `json:"failed"` // SQLSTATE: the event trigger's function met an error
 		DDL
 	}
 	if !utf8.Valid(content) {
@@ -144,6 +145,9 @@ func ParseDDL(content []byte) (DDL, error) {
 	}
 	if m.Version != 1 {
 		return DDL{}, fmt.Errorf("ddl message: version %d is not known here", m.Version)
+	}
+	if m.Failed != "" {
+		return DDL{}, errors.New("ddl message: the event trigger could not tell what was touched; the session that ran the DDL has a warning that says why")
 	}
 	for _, r := range m.Relations {
 		if r.Schema == "" || r.Name == "" {

@@ -1,8 +1,9 @@
 CREATE OR REPLACE FUNCTION cdc_invalidator.announce_ddl() RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $announce$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $announce$
 -- Made by cdc-invalidator. Logical replication is silent about most DDL; this says which tables it touched,
--- in a logical message that comes through the slot at the DDL's own commit. It never makes DDL fail: what it
--- does not say is found in the catalogs, within a second.
+-- in a logical message that comes through the slot at the DDL's own commit. It runs with its owner's rights, since
+-- nobody's DDL may go unannounced for a lack of them. It never makes DDL fail: where it cannot say what was touched it
+-- says that, and all mapped tables count as touched.
 DECLARE
     relations jsonb;
     publications jsonb;
@@ -85,6 +86,14 @@ BEGIN
             'relations', coalesce(relations, '[]'), 'publications', coalesce(publications, '[]'))::text);
     END IF;
 EXCEPTION WHEN OTHERS THEN
-    RAISE WARNING 'cdc_invalidator.announce_ddl: % (SQLSTATE %); the daemon finds the change in the catalogs instead', sqlerrm, sqlstate;
+    DECLARE
+        reason text := sqlerrm;
+        code text := sqlstate;
+    BEGIN
+        PERFORM pg_logical_emit_message(true, 'cdc_invalidator.ddl', jsonb_build_object('version', 1, 'command', tg_tag, 'failed', code)::text);
+        RAISE WARNING 'cdc_invalidator.announce_ddl: % (SQLSTATE %); all that is mapped counts as touched', reason, code;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'cdc_invalidator.announce_ddl: % (SQLSTATE %), then % (SQLSTATE %); the daemon finds the change in the catalogs, ten seconds later at most', reason, code, sqlerrm, sqlstate;
+    END;
 END
 $announce$;

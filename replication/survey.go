@@ -79,6 +79,7 @@ type FoundTrigger struct {
 	Event  string
 	Always bool // fires in every session
 	Ours   bool // calls the function
+	Tagged bool // for some commands only
 }
 
 // Complete says whether all DDL that it can see is announced.
@@ -87,7 +88,7 @@ func (s DDLTriggerState) Complete() bool {
 		return false
 	}
 	for _, t := range DDLTriggers() {
-		if f, found := s.Triggers[t.Name]; !found || !f.Ours || !f.Always || f.Event != t.Event {
+		if f, found := s.Triggers[t.Name]; !found || !f.Ours || !f.Always || f.Tagged || f.Event != t.Event {
 			return false
 		}
 	}
@@ -102,20 +103,22 @@ func readDDLTriggers(ctx context.Context, conn *pgx.Conn) (DDLTriggerState, erro
 	s := DDLTriggerState{Triggers: map[string]FoundTrigger{}}
 	var source string
 	var function uint32
+	var asMade bool
 	err := conn.QueryRow(ctx, `
-		SELECT p.oid, p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-		WHERE n.nspname = $1 AND p.proname = $2 AND p.pronargs = 0`, DDLSchema, DDLFunction).Scan(&function, &source)
+		SELECT p.oid, p.prosrc, p.prosecdef AND l.lanname = 'plpgsql' AND coalesce(p.proconfig, '{}') = ARRAY['search_path=pg_catalog, pg_temp']
+		FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+		WHERE n.nspname = $1 AND p.proname = $2 AND p.pronargs = 0`, DDLSchema, DDLFunction).Scan(&function, &source, &asMade)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return s, serverError(op, err, "")
 	}
 	s.HasFunction = err == nil
-	s.FunctionCurrent = s.HasFunction && source == DDLFunctionSource()
+	s.FunctionCurrent = s.HasFunction && asMade && source == DDLFunctionSource()
 	var names []string
 	for _, t := range DDLTriggers() {
 		names = append(names, t.Name)
 	}
 	rows, err := conn.Query(ctx, `
-		SELECT evtname::text, evtevent::text, evtenabled = 'A', evtfoid = $1::oid FROM pg_event_trigger
+		SELECT evtname::text, evtevent::text, evtenabled = 'A', evtfoid = $1::oid, evttags IS NOT NULL FROM pg_event_trigger
 		WHERE evtfoid = $1::oid OR evtname = ANY($2::text[])`, function, names)
 	if err != nil {
 		return s, serverError(op, err, "")
@@ -124,7 +127,7 @@ func readDDLTriggers(ctx context.Context, conn *pgx.Conn) (DDLTriggerState, erro
 	for rows.Next() {
 		var name string
 		var f FoundTrigger
-		if err := rows.Scan(&name, &f.Event, &f.Always, &f.Ours); err != nil {
+		if err := rows.Scan(&name, &f.Event, &f.Always, &f.Ours, &f.Tagged); err != nil {
 			return s, serverError(op, err, "")
 		}
 		s.Triggers[name] = f

@@ -81,10 +81,11 @@ type CatalogWatcher struct {
 
 	// Of the goroutine that looks.
 	trigger  string
-	oids     []uint32
-	below    belowTables
+	below    []uint32 // tables below mapped ones
+	belowNow string   // a digest of them
 	lastWide time.Time
-	took     time.Duration
+	recent   []time.Duration // what the last wide looks took
+	took     time.Duration   // the least of them: what else the machine did is in each
 }
 
 // NewCatalogWatcher makes a watcher; Run runs it.

@@ -2,12 +2,10 @@ package replication
 
 import (
 	"context"
-	"maps"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
 )
@@ -18,36 +16,24 @@ type shortLook struct {
 	xmin    uint64    // all transactions below it have ended
 	visible bool      // the DDL that was announced is
 	trigger string    // differs after every change of an event trigger or of its function
-	below   belowTables
+	below   string    // differs after every change of what stood below mapped tables, as far as it was asked for
 }
 
-func readShort(ctx context.Context, conn *pgx.Conn, oids []uint32, announced []int64) (shortLook, error) {
+// unknownBelow is no digest.
+const unknownBelow = "?"
+
+func readShort(ctx context.Context, conn *pgx.Conn, below []uint32, announced []int64) (shortLook, error) {
 	const op = "look at the catalogs"
-	look := shortLook{below: belowTables{}}
-	rows, err := conn.Query(ctx, shortSQL, oids, DDLFunction, DDLSchema, announced)
+	var look shortLook
+	var xmin string
+	var digest []byte
+	err := conn.QueryRow(ctx, shortSQL, below, DDLFunction, DDLSchema, announced).Scan(&look.at, &xmin, &look.visible, &look.trigger, &digest)
 	if err != nil {
 		return look, serverError(op, err, "")
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var oid uint32
-		var at *time.Time
-		var xmin, trigger *string
-		var visible *bool
-		var storage, shape pgtype.DriverBytes
-		if err := rows.Scan(&oid, &at, &xmin, &visible, &trigger, &storage, &shape); err != nil {
-			return look, serverError(op, err, "")
-		}
-		if oid != 0 {
-			look.below[oid] = string(storage) + string(shape)
-			continue
-		}
-		look.at, look.visible, look.trigger = *at, *visible, *trigger
-		if look.xmin, err = strconv.ParseUint(*xmin, 10, 64); err != nil {
-			return look, serverError(op, err, "")
-		}
-	}
-	return look, serverError(op, rows.Err(), "")
+	look.below = string(digest)
+	look.xmin, err = strconv.ParseUint(xmin, 10, 64)
+	return look, serverError(op, err, "")
 }
 
 // lookOnce takes a short look, and a wide one where that is called for.
@@ -61,7 +47,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	}
 	w.mu.Unlock()
 	began := time.Now()
-	short, err := readShort(ctx, conn, w.oids, ddl)
+	short, err := readShort(ctx, conn, w.below, ddl)
 	if err != nil {
 		return err
 	}
@@ -73,7 +59,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	}
 	w.mu.Lock()
 	pending := asked > w.answered
-	wide := changed || !w.announced || w.unsettled() || !maps.Equal(short.below, w.below) || began.Sub(w.lastWide) >= wideInterval
+	wide := changed || !w.announced || w.unsettled() || short.below != w.belowNow || began.Sub(w.lastWide) >= wideInterval
 	if !short.visible {
 		asked = w.answered
 	} else if pending && !wide {

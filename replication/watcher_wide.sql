@@ -14,34 +14,52 @@ WITH RECURSIVE want AS (
     FROM want w
     JOIN pg_namespace s ON s.nspname = w.schema::name
     JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = w.name::name
-), {{tree}}, identities AS (
-    SELECT m.n, string_agg(m.oid || ' ' || c.relreplident::text || ' ' || coalesce(x.indexes, ''), ',' ORDER BY m.oid) AS identity
+), member(n, oid, link) AS (
+    SELECT n, oid, '' FROM root
+    UNION
+    SELECT m.n, i.inhrelid, i.inhparent || '-' || i.xmin::text
+    FROM member m
+    JOIN pg_inherits i ON i.inhparent = m.oid
+), below AS (
+    SELECT m.n, m.oid, m.link, c.relfilenode, c.relpersistence::text, c.relkind::text, c.relispartition, c.relreplident::text, (
+               -- One, or none.
+               SELECT string_agg(i.indexrelid || ' ' || i.indkey::text, ';')
+               FROM pg_index i
+               WHERE i.indrelid = m.oid
+                 AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident)
+           ) AS indexes
     FROM member m
     JOIN pg_class c ON c.oid = m.oid
-    LEFT JOIN LATERAL (
-        SELECT string_agg(i.indexrelid || ' ' || i.indkey::text, ';' ORDER BY i.indexrelid) AS indexes
-        FROM pg_index i
-        WHERE i.indrelid = m.oid
-          AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident)
-    ) x ON true
-    GROUP BY m.n
+    -- Sorted once, and not by each aggregate of each table.
+    ORDER BY m.n, m.oid, m.link
+), tree AS (
+    SELECT n, array_agg(oid) FILTER (WHERE link <> '') AS below,
+           string_agg(oid || ' ' || relfilenode || ' ' || relpersistence, ',') AS storage,
+           -- That a mapped table is a partition is the table's own: what is above it is in no other row.
+           string_agg(concat_ws(' ', oid, relkind, link, CASE WHEN link = '' THEN relispartition::text END), ',') AS shape,
+           string_agg(concat_ws(' ', oid, relreplident, indexes), ',') AS identity
+    FROM below
+    GROUP BY n
+), publication AS (
+    SELECT oid, oid || ' ' || xmin::text AS itself FROM pg_publication WHERE pubname = $3
+), listed AS (
+    SELECT t.prrelid, concat_ws(' ', 'table', t.oid, t.xmin::text) AS entry
+    FROM pg_publication_rel t JOIN publication b ON t.prpubid = b.oid
+), listed_schema AS (
+    SELECT n.pnnspid, concat_ws(' ', 'schema', n.oid, n.xmin::text) AS entry
+    FROM pg_publication_namespace n JOIN publication b ON n.pnpubid = b.oid
 )
-SELECT w.n::int, coalesce(r.oid, 0)::oid, coalesce(t.below, false),
-       t.storage, t.shape,
-       sha256(convert_to((
-           SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped, a.attgenerated::text, a.xmin::text), ',' ORDER BY a.attnum)
-           FROM pg_attribute a WHERE a.attrelid = r.oid AND a.attnum > 0), getdatabaseencoding())),
-       sha256(convert_to(p.identity, getdatabaseencoding())),
-       sha256(convert_to(concat_ws('|', (
-           SELECT concat_ws(' ', b.oid, b.xmin::text, (
-               SELECT concat_ws(' ', 'table', t.oid, t.xmin::text)
-               FROM pg_publication_rel t WHERE t.prpubid = b.oid AND t.prrelid = r.oid), (
-               SELECT concat_ws(' ', 'schema', n.oid, n.xmin::text)
-               FROM pg_publication_namespace n WHERE n.pnpubid = b.oid AND n.pnnspid = r.relnamespace))
-           FROM pg_publication b WHERE b.pubname = $3)), getdatabaseencoding())),
+SELECT w.n::int, coalesce(r.oid, 0)::oid, coalesce(t.below, '{}'),
+       sha256(convert_to(t.storage, getdatabaseencoding())),
+       sha256(convert_to(t.shape, getdatabaseencoding())),
+       sha256(convert_to(array_to_string(ARRAY(SELECT a.attnum || ' ' || a.xmin::text FROM pg_attribute a WHERE a.attrelid = r.oid AND a.attnum > 0 ORDER BY a.attnum), ','), getdatabaseencoding())),
+       sha256(convert_to(t.identity, getdatabaseencoding())),
+       sha256(convert_to(concat_ws(' ', b.itself, l.entry, s.entry), getdatabaseencoding())),
        extract(epoch FROM clock_timestamp() - transaction_timestamp())::float8
 FROM want w
 LEFT JOIN root r ON r.n = w.n
 LEFT JOIN tree t ON t.n = w.n
-LEFT JOIN identities p ON p.n = w.n
+LEFT JOIN publication b ON true
+LEFT JOIN listed l ON l.prrelid = r.oid
+LEFT JOIN listed_schema s ON s.pnnspid = r.relnamespace
 ORDER BY w.n

@@ -263,6 +263,8 @@ func (st *State) eventTrigger(p *Plan) {
 		case !f.Ours || f.Event != t.Event:
 			p.Blocked = append(p.Blocked, Blocker{Subject: "event trigger " + t.Name, Problem: "it is not ours: it calls another function, or for another event",
 				Fix: t.DropSQL() + "\nif nothing needs it, or leave the event trigger out with --no-event-trigger"})
+		case f.Tagged:
+			add(Change, "event trigger", t.Name, "it fires for some commands only", append([]string{t.DropSQL()}, t.CreateSQL()...)...)
 		case !f.Always:
 			add(Change, "event trigger", t.Name, "it is disabled, or does not fire in every session", t.EnableSQL())
 		}

@@ -191,6 +191,11 @@ func TestTheEventTriggerIsMendedAndOursOnlyIsDropped(t *testing.T) {
 		{"not in every session", "ALTER EVENT TRIGGER " + first + " ENABLE", []string{"~ event trigger " + first}},
 		{"gone", "DROP EVENT TRIGGER " + first, []string{"+ event trigger " + first}},
 		{"another function", "CREATE OR REPLACE FUNCTION cdc_invalidator.announce_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'", []string{"~ function cdc_invalidator.announce_ddl()"}},
+		{"with the caller's rights", "ALTER FUNCTION cdc_invalidator.announce_ddl() SECURITY INVOKER", []string{"~ function cdc_invalidator.announce_ddl()"}},
+		{"with another search path", "ALTER FUNCTION cdc_invalidator.announce_ddl() SET search_path = public", []string{"~ function cdc_invalidator.announce_ddl()"}},
+		{"without one", "ALTER FUNCTION cdc_invalidator.announce_ddl() RESET ALL", []string{"~ function cdc_invalidator.announce_ddl()"}},
+		{"for some commands", "DROP EVENT TRIGGER " + first + "; CREATE EVENT TRIGGER " + first + " ON ddl_command_end WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION cdc_invalidator.announce_ddl(); ALTER EVENT TRIGGER " + first + " ENABLE ALWAYS",
+			[]string{"~ event trigger " + first}},
 		{"one of an earlier version", "CREATE EVENT TRIGGER cdc_invalidator_early ON ddl_command_start EXECUTE FUNCTION cdc_invalidator.announce_ddl()", []string{"- event trigger cdc_invalidator_early"}},
 		{"somebody else's", "CREATE FUNCTION other() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER other ON sql_drop EXECUTE FUNCTION other()", nil},
 	} {

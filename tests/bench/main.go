@@ -99,7 +99,7 @@ func run(ctx context.Context, s settings) (err error) {
 	for _, m := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"readers", b.readers}, {"dependents", b.dependents}} {
+	}{{"readers", b.readers}, {"dependents", b.dependents}, {"looking", b.looking}} {
 		if strings.Contains(m.name, s.only) {
 			if err := m.run(ctx); err != nil {
 				return fmt.Errorf("%s: %w", m.name, err)

@@ -98,7 +98,7 @@ func (b *bench) steadyRun(ctx context.Context, url string, rate int, daemon bool
 	if err != nil {
 		return nil, "", err
 	}
-	second, err = gated(p.http, 0.99)
+	second, err = p.gated(0.99)
 	return h, second, err
 }
 

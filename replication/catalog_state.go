@@ -55,12 +55,13 @@ const (
 	ColumnsChanged     ChangeKind = "columns"
 	IdentityChanged    ChangeKind = "identity"
 	PublicationChanged ChangeKind = "publication" // membership, actions, filters, or the publication itself
+	ReadingChanged     ChangeKind = "reading"     // an enum's names, a type's fields, a generated column's expression, row security
 	TableUnseen        ChangeKind = "unseen"      // its changes are not followed any more
 	TableFollowed      ChangeKind = "followed"    // they are again, and what came meanwhile was missed
 )
 
 func changeKinds() []ChangeKind {
-	return []ChangeKind{TableVanished, TableReplaced, StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged, TableUnseen, TableFollowed}
+	return []ChangeKind{TableVanished, TableReplaced, StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged, ReadingChanged, TableUnseen, TableFollowed}
 }
 
 // CatalogChange is one mapped table whose definition changed since the last look.
@@ -86,7 +87,7 @@ func (c CatalogChange) String() string {
 func tableKey(u mapping.TableUse) string { return qualified(u.Schema, u.Table) }
 
 // fingerprint parts, in this order; see watcher_wide.sql.
-var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged}
+var digestKinds = [...]ChangeKind{StorageChanged, PartitionsChanged, ColumnsChanged, IdentityChanged, PublicationChanged, ReadingChanged}
 
 const digestLen = 16 // bytes kept of each SHA-256
 

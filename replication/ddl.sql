@@ -7,6 +7,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $anno
 DECLARE
     relations jsonb;
     publications jsonb;
+    reading bool := false; -- something changed by which rows are read, of tables that the catalogs have to be asked for
 BEGIN
     IF tg_event = 'table_rewrite' THEN
         WITH RECURSIVE tree AS (
@@ -38,8 +39,9 @@ BEGIN
         )
         SELECT (SELECT jsonb_agg(jsonb_build_object('oid', oid::bigint, 'schema', schema, 'name', name, 'change', change, 'publication', publication)) FROM touched),
                (SELECT jsonb_agg(DISTINCT CASE object_type WHEN 'publication' THEN address_names[1] ELSE address_args[1] END)
-                FROM dropped WHERE object_type IN ('publication', 'publication namespace'))
-        INTO relations, publications;
+                FROM dropped WHERE object_type IN ('publication', 'publication namespace')),
+               EXISTS (SELECT FROM dropped WHERE object_type = 'policy')
+        INTO relations, publications, reading;
 
     ELSE
         WITH RECURSIVE command AS (
@@ -77,11 +79,12 @@ BEGIN
                (SELECT jsonb_agg(DISTINCT p.pubname)
                 FROM command d
                 LEFT JOIN pg_publication_namespace n ON d.classid = 'pg_publication_namespace'::regclass AND n.oid = d.objid
-                JOIN pg_publication p ON d.classid = 'pg_publication'::regclass AND p.oid = d.objid OR p.oid = n.pnpubid)
-        INTO relations, publications;
+                JOIN pg_publication p ON d.classid = 'pg_publication'::regclass AND p.oid = d.objid OR p.oid = n.pnpubid),
+               EXISTS (SELECT FROM command WHERE command_tag IN ('ALTER TYPE', 'CREATE POLICY', 'ALTER POLICY', 'CREATE RULE'))
+        INTO relations, publications, reading;
     END IF;
 
-    IF relations IS NOT NULL OR publications IS NOT NULL THEN
+    IF relations IS NOT NULL OR publications IS NOT NULL OR reading THEN
         PERFORM pg_logical_emit_message(true, 'cdc_invalidator.ddl', jsonb_build_object('version', 1, 'command', tg_tag,
             'relations', coalesce(relations, '[]'), 'publications', coalesce(publications, '[]'))::text);
     END IF;

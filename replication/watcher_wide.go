@@ -72,7 +72,7 @@ func readWide(ctx context.Context, conn *pgx.Conn, publication string, tables []
 		var below []uint32
 		var seconds float64
 		var digests [len(digestKinds)]pgtype.DriverBytes // valid until the next row
-		if err := rows.Scan(&n, &oid, &below, &digests[0], &digests[1], &digests[2], &digests[3], &digests[4], &seconds); err != nil {
+		if err := rows.Scan(&n, &oid, &below, &digests[0], &digests[1], &digests[2], &digests[3], &digests[4], &digests[5], &seconds); err != nil {
 			return look, serverError(op, err, "")
 		}
 		look.took = max(look.took, time.Duration(seconds*float64(time.Second)))

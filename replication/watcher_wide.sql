@@ -10,7 +10,7 @@ WITH RECURSIVE want AS (
     SELECT u.schema, u.name, u.n
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS u(schema, name, n)
 ), root AS (
-    SELECT w.n, c.oid, c.relnamespace
+    SELECT w.n, c.oid, c.relnamespace, concat_ws(' ', c.relrowsecurity::text, c.relforcerowsecurity::text) AS secured
     FROM want w
     JOIN pg_namespace s ON s.nspname = w.schema::name
     JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = w.name::name
@@ -40,6 +40,38 @@ WITH RECURSIVE want AS (
            string_agg(concat_ws(' ', oid, relreplident, indexes), ',') AS identity
     FROM below
     GROUP BY n
+), attribute AS MATERIALIZED (
+    SELECT r.n, r.oid, a.attnum, a.xmin::text AS version, a.atttypid, a.attgenerated <> '' AS generated
+    FROM root r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
+    ORDER BY r.n, a.attnum
+), columns AS (
+    SELECT n, string_agg(attnum || ' ' || version, ',') AS columns FROM attribute GROUP BY n
+), type(n, oid) AS (
+    -- The types that somebody has made, and what they are made of. None of the server's own changes.
+    SELECT n, atttypid FROM attribute WHERE atttypid >= 16384
+    UNION
+    SELECT t.n, part.oid
+    FROM type t
+    JOIN pg_type y ON y.oid = t.oid
+    CROSS JOIN LATERAL (
+        SELECT y.typelem UNION ALL SELECT y.typbasetype
+        UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = y.typrelid AND a.attnum > 0
+        UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = y.oid
+        UNION ALL SELECT g.rngtypid FROM pg_range g WHERE g.rngmultitypid = y.oid
+    ) part(oid)
+    WHERE part.oid >= 16384
+), reading AS (
+    SELECT n, string_agg(entry, ',' ORDER BY entry) AS reading FROM (
+        SELECT t.n, concat_ws(' ', 'enum', e.oid, e.xmin::text) FROM type t JOIN pg_enum e ON e.enumtypid = t.oid
+        UNION ALL
+        SELECT t.n, concat_ws(' ', 'field', a.attrelid, a.attnum, a.xmin::text)
+        FROM type t JOIN pg_type y ON y.oid = t.oid JOIN pg_attribute a ON a.attrelid = y.typrelid AND a.attnum > 0
+        UNION ALL
+        SELECT a.n, concat_ws(' ', 'expression', d.oid, d.xmin::text)
+        FROM attribute a JOIN pg_attrdef d ON d.adrelid = a.oid AND d.adnum = a.attnum WHERE a.generated
+        UNION ALL
+        SELECT r.n, concat_ws(' ', 'policy', p.oid, p.xmin::text) FROM root r JOIN pg_policy p ON p.polrelid = r.oid
+    ) of(n, entry) GROUP BY n
 ), publication AS (
     SELECT oid, oid || ' ' || xmin::text AS itself FROM pg_publication WHERE pubname = $3
 ), listed AS (
@@ -52,13 +84,16 @@ WITH RECURSIVE want AS (
 SELECT w.n::int, coalesce(r.oid, 0)::oid, coalesce(t.below, '{}'),
        sha256(convert_to(t.storage, getdatabaseencoding())),
        sha256(convert_to(t.shape, getdatabaseencoding())),
-       sha256(convert_to(array_to_string(ARRAY(SELECT a.attnum || ' ' || a.xmin::text FROM pg_attribute a WHERE a.attrelid = r.oid AND a.attnum > 0 ORDER BY a.attnum), ','), getdatabaseencoding())),
+       sha256(convert_to(o.columns, getdatabaseencoding())),
        sha256(convert_to(t.identity, getdatabaseencoding())),
        sha256(convert_to(concat_ws(' ', b.itself, l.entry, s.entry), getdatabaseencoding())),
+       sha256(convert_to(concat_ws(' ', r.secured, g.reading), getdatabaseencoding())),
        extract(epoch FROM clock_timestamp() - transaction_timestamp())::float8
 FROM want w
 LEFT JOIN root r ON r.n = w.n
 LEFT JOIN tree t ON t.n = w.n
+LEFT JOIN columns o ON o.n = w.n
+LEFT JOIN reading g ON g.n = w.n
 LEFT JOIN publication b ON true
 LEFT JOIN listed l ON l.prrelid = r.oid
 LEFT JOIN listed_schema s ON s.pnnspid = r.relnamespace

@@ -28,3 +28,13 @@ func LogEnd(ctx context.Context, conn *pgx.Conn) (lsn.LSN, error) {
 	}
 	return lsn.Parse(text)
 }
+
+// FlushedEnd is the end of the log that a slot can be moved to.
+func FlushedEnd(ctx context.Context, conn *pgx.Conn) (lsn.LSN, error) {
+	const op = "ask for the end of the flushed log"
+	var text string
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
+		return 0, serverError(op, err, "GRANT EXECUTE ON FUNCTION pg_current_wal_flush_lsn() TO <the role>;")
+	}
+	return lsn.Parse(text)
+}

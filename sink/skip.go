@@ -13,7 +13,8 @@ import (
 
 // Stuck is a transaction that the daemon cannot read, for whoever might give it up.
 type Stuck struct {
-	Position string `json:"position"` // of its commit
+	Position string `json:"position"` // of its commit, or, with Behind, something before it
+	Behind   bool   `json:"behind,omitempty"`
 	Table    string `json:"table,omitempty"`
 	Code     string `json:"code"` // SQLSTATE
 	Attempts int    `json:"attempts"`
@@ -25,6 +26,7 @@ type SkipRequest struct {
 	ID       string `json:"id"`
 	Position string `json:"position"`
 	Reason   string `json:"reason"`
+	Begun    bool   `json:"begun,omitempty"`  // the gap is published, the slot may have moved
 	Answer   string `json:"answer,omitempty"` // of the daemon; empty until there is one
 	Refused  bool   `json:"refused,omitempty"`
 }
@@ -43,6 +45,11 @@ func (r *Redis) Stuck(ctx context.Context) (s Stuck, found bool, err error) {
 	return s, found, err
 }
 
+// ForgetStuck takes back what TellStuck said.
+func (r *Redis) ForgetStuck(ctx context.Context) error {
+	return r.drop(ctx, mapping.StuckKey(r.prefix, r.slot))
+}
+
 // RequestSkip leaves a request for the daemon.
 func (r *Redis) RequestSkip(ctx context.Context, req SkipRequest) error {
 	return r.putJSON(ctx, mapping.SkipKey(r.prefix, r.slot), req, skipTTL)
@@ -59,7 +66,7 @@ func (r *Redis) AnswerSkip(ctx context.Context, req SkipRequest) error {
 	if err := r.putJSON(ctx, mapping.SkipKey(r.prefix, r.slot), req, skipTTL); err != nil || req.Refused {
 		return err
 	}
-	return r.drop(ctx, mapping.StuckKey(r.prefix, r.slot))
+	return r.ForgetStuck(ctx)
 }
 
 // WithdrawSkip takes a request back.

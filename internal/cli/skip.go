@@ -33,10 +33,12 @@ slot past it, and purges every mapped family, since nobody has seen what is in i
 Everything that committed later comes through as usual.
 
 --position is the one that the condition names (cdc-invalidator status); any other is
-refused. The reason stands in the control hash and in the log. The transaction's own
-changes are lost to whatever else reads this slot, and to nothing else.
+refused. Where the server failed before it said which transaction it was reading, the
+condition names a position before it, and all that is in the log by then is given up; the
+purge covers that too. The reason stands in the control hash and in the log. What is
+given up is lost to whatever else reads this slot, and to nothing else.
 
-Exits with 0 when the slot is past it, 1 when the daemon refuses, 64 without a yes, 69 when
+Exits with 0 when the slot is past it, 1 when the daemon refuses or is past it already, 64 without a yes, 69 when
 Redis is away or no daemon answers, 78 when the file is at fault.`,
 		Example: `  cdc-invalidator status
   cdc-invalidator skip --config mappings.yaml --position 0/1A2B3C8 --reason "a row of 600 MB, ticket 42"`,
@@ -93,7 +95,11 @@ func (a *app) skip(ctx context.Context, f skipFlags) error {
 	if stuck.Table != "" {
 		table = ", at or after a row of " + stuck.Table
 	}
-	fmt.Fprintf(a.stdout, "The transaction at %s (%d attempts, error %s%s) will never be read, and every mapped family is purged.\n", at, stuck.Attempts, stuck.Code, table)
+	what := "The transaction at " + at.String()
+	if stuck.Behind {
+		what = "What is in the log behind " + at.String() + ", up to its end by now,"
+	}
+	fmt.Fprintf(a.stdout, "%s (%d attempts, error %s%s) will never be read, and every mapped family is purged.\n", what, stuck.Attempts, stuck.Code, table)
 	if !f.yes {
 		if err := a.confirm("Give it up? Only yes is a yes: "); err != nil {
 			return err
@@ -108,7 +114,8 @@ func (a *app) skip(ctx context.Context, f skipFlags) error {
 	return a.awaitSkip(ctx, r, req, f.timeout)
 }
 
-// awaitSkip waits for the daemon's answer, and takes the request back when none comes.
+// awaitSkip waits for the daemon's answer, and takes the request back when none comes, or
+// when no daemon says any more that it is stuck there.
 func (a *app) awaitSkip(ctx context.Context, r *sink.Redis, req sink.SkipRequest, patience time.Duration) error {
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -123,6 +130,9 @@ func (a *app) awaitSkip(ctx context.Context, r *sink.Redis, req sink.SkipRequest
 			err := errors.New("no daemon has answered; the request is taken back. See cdc-invalidator status whether it was carried out in the last moment")
 			return &ExitError{Code: exitUnavailable, Err: errors.Join(err, r.WithdrawSkip(last))}
 		}
+		// Asked first: it is there until the answer is.
+		stuck, still, err := r.Stuck(bounded)
+		passed := err == nil && (!still || stuck.Position != req.Position)
 		got, found, err := r.SkipRequest(bounded)
 		switch {
 		case err != nil: // Redis is away for the moment: the answer waits there
@@ -133,6 +143,8 @@ func (a *app) awaitSkip(ctx context.Context, r *sink.Redis, req sink.SkipRequest
 		case got.Answer != "":
 			fmt.Fprintln(a.stdout, "Done: the slot is past it, and the mapped families are being purged.")
 			return nil
+		case passed:
+			return errors.Join(fmt.Errorf("nothing was done: no daemon says any more that it is stuck at %s", req.Position), r.WithdrawSkip(ctx))
 		}
 	}
 }

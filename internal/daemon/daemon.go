@@ -109,6 +109,9 @@ type daemon struct {
 	published sink.State
 	// obstacle is what the stream ended at and has not passed since; nil otherwise.
 	obstacle atomic.Pointer[obstacle]
+	// stuckTold says that Redis may tell of an obstacle; of the goroutine that attaches, and
+	// while it streams of keepState.
+	stuckTold bool
 	// leave ends the session that streams; nil before the first one.
 	leave atomic.Pointer[context.CancelCauseFunc]
 }

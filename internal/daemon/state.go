@@ -119,7 +119,9 @@ func (d *daemon) keepState(ctx context.Context, leave context.CancelCauseFunc) e
 		}
 		err := d.setState(ctx)
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case err == nil:
+			d.untellStuck(ctx)
+		case ctx.Err() != nil:
 		case endsAttachment(err):
 			leave(err)
 			return nil

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/cdc-invalidator/cdc-invalidator/decoder"
@@ -33,7 +34,8 @@ const (
 type obstacle struct {
 	code   string  // SQLSTATE, or "format" for a message that cannot be decoded
 	commit lsn.LSN // of the transaction; 0 where the server failed before it sent any of it
-	near   lsn.LSN // something before it: where the server says that it was, or how far it had sent
+	said   lsn.LSN // where the server says that it was; 0 where it does not
+	near   lsn.LSN // something before it: said, or how far it had sent the first time
 	xid    uint32
 	table  string // "" where it is not known
 	passed lsn.LSN
@@ -43,8 +45,10 @@ type obstacle struct {
 
 func (o *obstacle) stuck() bool { return o != nil && o.times >= stuckAfter }
 
+// same says whether it is the one that p was. Without any position the code has to do:
+// nothing has come past p since, and how far the server had sent depends on its keepalives.
 func (o *obstacle) same(p *obstacle) bool {
-	return p != nil && o.code == p.code && o.commit == p.commit && (o.commit != 0 || o.near == p.near)
+	return p != nil && o.code == p.code && o.commit == p.commit && (o.commit != 0 || o.said == p.said)
 }
 
 // String says where.
@@ -72,11 +76,12 @@ func (o *obstacle) reason() string {
 
 func (o *obstacle) fix(slot string) string {
 	repair := "see the server's log and repair what it complains of; the daemon tries again by itself. "
+	what, then := "this one transaction", "every mapped family is purged then, and nothing after it is lost"
 	if o.commit == 0 {
-		return repair + "Else replace the slot, and everything cached counts as changed: SELECT pg_drop_replication_slot('" + slot + "');"
+		what = "all that is in the log by now"
+		then = "every mapped family is purged then. Where the server cannot pass it even so, replace the slot, which means the same: SELECT pg_drop_replication_slot('" + slot + "');"
 	}
-	return repair + "Else give this one transaction up: cdc-invalidator skip --config <file> --position " + o.commit.String() +
-		" --reason <why>; every mapped family is purged then, and nothing after it is lost"
+	return repair + "Else give " + what + " up: cdc-invalidator skip --config <file> --position " + o.at().String() + " --reason <why>; " + then
 }
 
 // whereLSN finds the position in the context of a server's error, whose text is
@@ -94,7 +99,7 @@ func (r *receiver) newObstacle(err error) *obstacle {
 	case errors.As(err, &pg) && repeats(pg.Code):
 		o.code = pg.Code
 		if at, err := lsn.Parse(whereLSN.FindString(pg.Where)); err == nil {
-			o.near = at
+			o.said, o.near = at, at
 		}
 	default:
 		return nil
@@ -130,7 +135,7 @@ func repeats(code string) bool {
 // met counts an obstacle.
 func (d *daemon) met(o *obstacle) {
 	if before := d.obstacle.Load(); o.same(before) {
-		o.times, o.passed = before.times+1, before.passed
+		o.times, o.passed, o.near = before.times+1, before.passed, before.near
 	}
 	d.obstacle.Store(o)
 	if !o.stuck() {
@@ -171,8 +176,8 @@ func (d *daemon) waitStuck(ctx context.Context, o *obstacle) {
 	defer tick.Stop()
 	for {
 		// For the command; it is of use only while somebody is there to answer it.
-		if o.commit != 0 && !told {
-			err := d.sink.TellStuck(ctx, sink.Stuck{Position: o.commit.String(), Table: o.table, Code: o.code, Attempts: o.times}, 2*stuckLastPause)
+		if !told {
+			err := d.tellStuck(ctx, o, 2*stuckLastPause)
 			told = err == nil
 			if err != nil && ctx.Err() == nil {
 				d.log.Debug("redis was not told that the stream is stuck", "error", err)
@@ -189,6 +194,24 @@ func (d *daemon) waitStuck(ctx context.Context, o *obstacle) {
 	}
 }
 
+func (d *daemon) tellStuck(ctx context.Context, o *obstacle, ttl time.Duration) error {
+	d.stuckTold = true // also after an error: it may be there
+	return d.sink.TellStuck(ctx, sink.Stuck{Position: o.at().String(), Behind: o.commit == 0, Table: o.table, Code: o.code, Attempts: o.times}, ttl)
+}
+
+// untellStuck takes back what was told once the stream is past it: who reads it would ask for
+// something that is not there any more.
+func (d *daemon) untellStuck(ctx context.Context) {
+	if !d.stuckTold || d.obstacle.Load() != nil {
+		return
+	}
+	if err := d.sink.ForgetStuck(ctx); err != nil {
+		d.log.Debug("redis still says that the stream is stuck", "error", err)
+		return
+	}
+	d.stuckTold = false
+}
+
 // skipRequested answers a request to give a transaction up, and says whether it has done
 // so.
 func (d *daemon) skipRequested(ctx context.Context, o *obstacle) bool {
@@ -200,16 +223,15 @@ func (d *daemon) skipRequested(ctx context.Context, o *obstacle) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), skipTimeout)
 	defer cancel()
 	refused := ""
-	switch {
-	case o.commit == 0:
-		refused = "the server failed before it said which transaction it is: replace the slot instead"
-	case req.Position != o.commit.String():
-		refused = "the stream is stuck at " + o.commit.String() + ", not at " + req.Position
-	default:
-		if err = d.skip(ctx, o, req); err != nil {
+	if req.Position != o.at().String() {
+		refused = "the stream is " + o.String() + ", not at " + req.Position
+	} else if err = d.skip(ctx, o, &req); err != nil {
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || !repeats(pg.Code) {
 			d.log.Warn("the transaction was not skipped; trying again", "position", req.Position, "error", err)
 			return false
 		}
+		refused = "the server cannot pass it even without sending it: replace the slot instead, SELECT pg_drop_replication_slot('" + d.file.Source.Slot.Name + "'): " + err.Error()
 	}
 	req.Answer, req.Refused = "skipped", false
 	if refused != "" {
@@ -231,14 +253,50 @@ const skipTimeout = 5 * time.Minute
 //
 // All families are purged, since nobody has seen what else is in the transaction. That
 // covers also what was received before it and is not confirmed yet, which the slot will
-// not send again either.
-func (d *daemon) skip(ctx context.Context, o *obstacle, req sink.SkipRequest) error {
+// not send again either. It covers just as well what comes after it: where the transaction
+// is not known, all that is in the log by now is given up with it. What of that is not
+// visible yet, the new stamps wait for (stamper).
+func (d *daemon) skip(ctx context.Context, o *obstacle, req *sink.SkipRequest) error {
 	control, err := replication.ConnectControl(ctx, d.sourceURL(), "skip")
 	if err != nil {
 		return err
 	}
 	defer replication.CloseControl(ctx, control)
-	// Purged before others see it, old values could be cached again.
+	to, what := o.commit+1, "the transaction at "+o.commit.String()
+	if o.commit == 0 {
+		if to, err = replication.FlushedEnd(ctx, control); err != nil {
+			return err
+		}
+		what = fmt.Sprintf("the log from %s to %s", o.near, to)
+	} else if err := d.wantVisible(ctx, control, o.xid); err != nil {
+		return err
+	}
+	reason := fmt.Sprintf("%s was skipped: %s", what, req.Reason)
+	d.owed = reason
+	if err := d.publishGap(ctx, reason); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.SkipPublished)
+	// Whoever asked waits for the answer as long as this is there.
+	if err := d.tellStuck(ctx, o, skipTimeout); err != nil {
+		return err
+	}
+	req.Begun = true
+	if err := d.sink.RequestSkip(ctx, *req); err != nil {
+		return err
+	}
+	if err := replication.AdvanceSlot(ctx, control, d.file.Source.Slot.Name, to); err != nil {
+		return err
+	}
+	failpoint.Hit(failpoint.SkipAdvanced)
+	d.metrics.skips.Inc()
+	d.log.Error("a transaction was skipped", "what", what, "table", o.table, "reason", req.Reason)
+	d.overcome(max(to-1, o.passed))
+	return nil
+}
+
+// wantVisible is an error while others do not see a transaction.
+func (d *daemon) wantVisible(ctx context.Context, control *pgx.Conn, xid uint32) error {
 	var text string
 	if err := control.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
 		return replication.ServerError("ask for a snapshot", err)
@@ -247,28 +305,20 @@ func (d *daemon) skip(ctx context.Context, o *obstacle, req sink.SkipRequest) er
 	if err != nil {
 		return err
 	}
-	if !snapshot.Visible(o.xid) {
-		return fmt.Errorf("transaction %d is not visible to other sessions yet: a synchronous standby may be missing", o.xid)
+	if !snapshot.Visible(xid) {
+		return fmt.Errorf("transaction %d is not visible to other sessions yet: a synchronous standby may be missing", xid)
 	}
-	reason := fmt.Sprintf("the transaction at %s was skipped: %s", o.commit, req.Reason)
-	d.owed = reason
-	if err := d.publishGap(ctx, reason); err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.SkipPublished)
-	if err := replication.AdvanceSlot(ctx, control, d.file.Source.Slot.Name, o.commit+1); err != nil {
-		return err
-	}
-	failpoint.Hit(failpoint.SkipAdvanced)
-	d.metrics.skips.Inc()
-	d.log.Error("a transaction was skipped", "position", o.commit, "table", o.table, "reason", req.Reason)
-	d.overcome(o.passed)
 	return nil
 }
 
-// settleSkip answers a request that was carried out by a process that ended before it
-// could say so.
+// settleSkip answers a request that a process began to carry out and ended, and one for
+// what the slot has passed without any skip.
 func (d *daemon) settleSkip(ctx context.Context, confirmed lsn.LSN) error {
+	if stuck, found, err := d.sink.Stuck(ctx); err != nil || !found {
+		return err // nobody may ask
+	} else if at, err := lsn.Parse(stuck.Position); err == nil && at < confirmed {
+		d.stuckTold = true
+	}
 	req, found, err := d.sink.SkipRequest(ctx)
 	if err != nil || !found || req.Answer != "" {
 		return err
@@ -277,6 +327,9 @@ func (d *daemon) settleSkip(ctx context.Context, confirmed lsn.LSN) error {
 	if err != nil || at >= confirmed {
 		return nil // stuck there or not: the next attempts tell
 	}
-	req.Answer = "skipped"
+	req.Answer, req.Refused = "skipped", !req.Begun
+	if req.Refused {
+		req.Answer = "the stream got past " + req.Position + " without it"
+	}
 	return d.sink.AnswerSkip(ctx, req)
 }

@@ -28,10 +28,16 @@ var hostile = map[string]string{
 	"backslash_quote": "off", "check_function_bodies": "off", "log_min_error_statement": "panic",
 }
 
-// setHostile sets all of them that the server knows, for a role or a database.
+// setHostile sets all of them that the server knows, for a role, a database or the system.
+// Where it is the system, conn and its role keep what they have: they are the application's.
 func setHostile(t *testing.T, conn *pgx.Conn, of string) {
 	t.Helper()
 	n := 0
+	exec := func(name, sql string) {
+		if _, err := conn.Exec(t.Context(), sql); name != "search_path" && err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
 	for name, value := range hostile {
 		var known bool
 		if err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_settings WHERE lower(name) = lower($1))", name).Scan(&known); err != nil {
@@ -40,11 +46,13 @@ func setHostile(t *testing.T, conn *pgx.Conn, of string) {
 		if !known {
 			continue
 		}
-		if _, err := conn.Exec(t.Context(), fmt.Sprintf("ALTER %s SET %s = '%s'", of, name, value)); name != "search_path" && err != nil {
-			t.Fatalf("%s: %v", name, err)
+		if of == "SYSTEM" {
+			exec(name, fmt.Sprintf("DO $$BEGIN EXECUTE format('SET %[1]s = %%L', current_setting('%[1]s')); EXECUTE format('ALTER ROLE CURRENT_USER SET %[1]s = %%L', current_setting('%[1]s')); END$$", name))
 		}
+		exec(name, fmt.Sprintf("ALTER %s SET %s = '%s'", of, name, value))
 		n++
 	}
+	exec("reload", "SELECT pg_reload_conf()")
 	if n < len(hostile)-1 { // transaction_timeout came with 17
 		t.Fatalf("only %d of %d settings are known", n, len(hostile))
 	}
@@ -52,10 +60,10 @@ func setHostile(t *testing.T, conn *pgx.Conn, of string) {
 
 const largeTransaction = 120_000
 
-// Whatever is set for the role, the database or both: the daemon streams, asks, sends
+// Whatever is set for the role, the database or the whole server: the daemon streams, asks, sends
 // heartbeats, and builds the same keys.
 func TestHostileSettings(t *testing.T) {
-	for _, of := range []string{"ROLE", "DATABASE"} {
+	for _, of := range []string{"ROLE", "DATABASE", "SYSTEM"} {
 		t.Run(of, func(t *testing.T) {
 			server := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
 			w := newWorldOn(t, server.URL(), servertest.Redis(t).URL, fmt.Sprintf(`
@@ -68,11 +76,15 @@ func TestHostileSettings(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if of == "ROLE" {
+			switch of {
+			case "ROLE":
 				u.User = url.UserPassword("hostile", "hostile-password")
 				setHostile(t, w.conn, "ROLE hostile")
-			} else {
+			case "DATABASE":
 				setHostile(t, w.conn, "DATABASE postgres")
+			case "SYSTEM":
+				u.User = url.UserPassword("hostile", "hostile-password")
+				setHostile(t, w.conn, "SYSTEM")
 			}
 			w.url = u.String()
 			w.writeConfig(`

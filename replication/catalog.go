@@ -83,11 +83,12 @@ func readCatalog(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse)
 		return nil, serverError(op, err, "")
 	}
 	defer rows.Close()
+	text := NamesOf(conn)
 	for rows.Next() {
 		var n int
 		var root bool
 		t := &catalogTable{}
-		if err := rows.Scan(&n, &root, &t.schema, &t.name, &t.kind, &t.persistence, &t.isPartition, &t.identity,
+		if err := text.Scan(rows, &n, &root, &t.schema, &t.name, &t.kind, &t.persistence, &t.isPartition, &t.identity,
 			&t.identityColumns, &t.columns, &t.unsendable); err != nil {
 			return nil, serverError(op, err, "")
 		}

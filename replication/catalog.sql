@@ -14,8 +14,8 @@ WITH RECURSIVE want AS (
     FROM member m
     JOIN pg_inherits i ON i.inhparent = m.oid
 )
-SELECT m.n::int, m.root, s.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relispartition, c.relreplident::text,
-       ARRAY(SELECT a.attname::text
+SELECT m.n::int, m.root, convert_to(s.nspname::text, getdatabaseencoding()), convert_to(c.relname::text, getdatabaseencoding()), c.relkind::text::bytea, c.relpersistence::text::bytea, c.relispartition, c.relreplident::text::bytea,
+       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding())
              FROM pg_index i
              CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k(attnum, pos)
              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
@@ -24,10 +24,10 @@ SELECT m.n::int, m.root, s.nspname::text, c.relname::text, c.relkind::text, c.re
                AND k.pos <= i.indnkeyatts
                AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident)
              ORDER BY k.pos) AS identity,
-       ARRAY(SELECT a.attname::text FROM pg_attribute a
+       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a
              WHERE m.root AND a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
              ORDER BY a.attnum) AS columns,
-       ARRAY(SELECT a.attname::text FROM pg_attribute a
+       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a
              WHERE m.root AND a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                -- A stored one is sent by 18 if the publication says so, which the publication's columns show.
                AND (a.attgenerated = 'v' OR a.attgenerated = 's' AND current_setting('server_version_num')::int < 180000)

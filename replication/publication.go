@@ -245,8 +245,8 @@ func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapp
 		    SELECT schemaname, tablename, attnames, rowfilter FROM pg_publication_tables WHERE pubname = $1
 		)
 		SELECT u.n::int, coalesce(c.relkind IN ('r', 'p') AND c.relpersistence = 'p', false), coalesce(c.relkind = 'p', false), p.tablename IS NOT NULL, p.rowfilter IS NOT NULL,
-		       coalesce(p.attnames::text[], '{}'),
-		       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+		       ARRAY(SELECT convert_to(a::text, getdatabaseencoding()) FROM unnest(p.attnames) a),
+		       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS u(schema, name, n)
 		LEFT JOIN pg_namespace s ON s.nspname = u.schema::name
 		LEFT JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = u.name::name
@@ -256,10 +256,11 @@ func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapp
 		return nil, serverError(op, err, "")
 	}
 	defer rows.Close()
+	text := NamesOf(conn)
 	for rows.Next() {
 		var n int
 		var m publicationMember
-		if err := rows.Scan(&n, &m.addable, &m.partitioned, &m.published, &m.filtered, &m.columns, &m.tableColumns); err != nil {
+		if err := text.Scan(rows, &n, &m.addable, &m.partitioned, &m.published, &m.filtered, &m.columns, &m.tableColumns); err != nil {
 			return nil, serverError(op, err, "")
 		}
 		members[n-1] = m

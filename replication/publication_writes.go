@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -54,13 +55,26 @@ func refusedMembers(ctx context.Context, conn *pgx.Conn, publication string) ([]
 	if err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, `SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2`, publication)
+	rows, err := conn.Query(ctx, `SELECT convert_to(schemaname::text, getdatabaseencoding()), convert_to(tablename::text, getdatabaseencoding()) FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2`, publication)
 	if err != nil {
 		return nil, serverError(op, err, "")
 	}
-	members, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (u mapping.TableUse, err error) {
-		return u, row.Scan(&u.Schema, &u.Table)
-	})
+	defer rows.Close()
+	text := NamesOf(conn)
+	var members []mapping.TableUse
+	var refused []string
+	for rows.Next() {
+		var u mapping.TableUse
+		if err := text.Scan(rows, &u.Schema, &u.Table); err != nil {
+			return nil, serverError(op, err, "")
+		}
+		if strings.ContainsRune(u.Schema+u.Table, utf8.RuneError) {
+			refused = append(refused, qualified(u.Schema, u.Table)+": its name has no form in UTF-8, so it cannot be looked at")
+			continue
+		}
+		members = append(members, u)
+	}
+	err = rows.Err()
 	if err != nil {
 		return nil, serverError(op, err, "")
 	}
@@ -69,7 +83,6 @@ func refusedMembers(ctx context.Context, conn *pgx.Conn, publication string) ([]
 		return nil, err
 	}
 	const most = 5
-	var refused []string
 	for _, tables := range written {
 		for _, t := range tables {
 			planned := slices.Clone(t.publications)

@@ -232,18 +232,23 @@ func findMoved(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse, k
 		if oid == 0 {
 			continue
 		}
-		var schema, name string
-		err := conn.QueryRow(ctx, `SELECT s.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace WHERE c.oid = $1`, oid).Scan(&schema, &name)
+		var schema, name []byte
+		err := conn.QueryRow(ctx, `SELECT convert_to(s.nspname::text, getdatabaseencoding()), convert_to(c.relname::text, getdatabaseencoding()) FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace WHERE c.oid = $1`, oid).Scan(&schema, &name)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			continue
 		case err != nil:
 			return serverError("look for a table that was renamed", err, "")
 		}
+		names, err := NamesOf(conn).All([][]byte{schema, name})
+		if err != nil {
+			return err
+		}
+		moved := qualified(names[0], names[1])
 		u := tables[slices.IndexFunc(tables, func(u mapping.TableUse) bool { return u.Schema == f.Schema && u.Table == f.Table })]
 		findings[i] = Finding{Code: TableMoved, Schema: u.Schema, Table: u.Table,
-			Problem: "it is " + qualified(schema, name) + " now, and its changes arrive under that name",
-			Fix:     "map " + qualified(schema, name) + " instead, or give the table its name back"}
+			Problem: "it is " + moved + " now, and its changes arrive under that name",
+			Fix:     "map " + moved + " instead, or give the table its name back"}
 	}
 	return nil
 }

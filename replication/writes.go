@@ -194,19 +194,20 @@ func readWritten(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse)
 		return nil, serverError(op, err, "")
 	}
 	defer rows.Close()
+	text := NamesOf(conn)
 	for rows.Next() {
 		var n int
 		var root bool
-		var columns, indexes, publications []byte
+		var columns, indexes, publications string
 		t := &writtenTable{}
-		if err := rows.Scan(&n, &root, &t.schema, &t.name, &t.kind, &t.persistence, &t.identity, &columns, &indexes, &publications); err != nil {
+		if err := text.Scan(rows, &n, &root, &t.schema, &t.name, &t.kind, &t.persistence, &t.identity, &columns, &indexes, &publications); err != nil {
 			return nil, serverError(op, err, "")
 		}
 		for _, part := range []struct {
-			text []byte
+			json string
 			into any
 		}{{columns, &t.columns}, {indexes, &t.indexes}, {publications, &t.publications}} {
-			if err := json.Unmarshal(part.text, part.into); err != nil {
+			if err := json.Unmarshal([]byte(part.json), part.into); err != nil {
 				return nil, fmt.Errorf("%s: %w", op, err)
 			}
 		}

@@ -34,10 +34,10 @@ WITH RECURSIVE want AS (
     FROM listed l JOIN pg_publication p ON p.oid = l.publication
     GROUP BY l.oid, l.publication, p.pubviaroot
 )
-SELECT m.n::int, m.root, s.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       coalesce((SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'not_null', a.attnotnull, 'generated', a.attgenerated::text) ORDER BY a.attnum)
-                 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]')::text,
-       coalesce((SELECT jsonb_agg(jsonb_build_object('name', x.relname, 'primary', i.indisprimary, 'identity', i.indisreplident,
+SELECT m.n::int, m.root, convert_to(s.nspname::text, getdatabaseencoding()), convert_to(c.relname::text, getdatabaseencoding()), c.relkind::text::bytea, c.relpersistence::text::bytea, c.relreplident::text::bytea,
+       convert_to(coalesce((SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'not_null', a.attnotnull, 'generated', a.attgenerated::text) ORDER BY a.attnum)
+                 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]')::text, getdatabaseencoding()),
+       convert_to(coalesce((SELECT jsonb_agg(jsonb_build_object('name', x.relname, 'primary', i.indisprimary, 'identity', i.indisreplident,
                             'immediate', i.indimmediate, 'valid', i.indisvalid, 'partial', i.indpred IS NOT NULL, 'exclusion', i.indisexclusion,
                             -- An expression has no name.
                             'columns', (SELECT jsonb_agg(a.attname ORDER BY k.pos)
@@ -45,8 +45,8 @@ SELECT m.n::int, m.root, s.nspname::text, c.relname::text, c.relkind::text, c.re
                                         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum AND k.attnum <> 0
                                         WHERE k.pos <= i.indnkeyatts)) ORDER BY i.indnkeyatts, x.relname)
                  FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-                 WHERE i.indrelid = c.oid AND i.indisunique), '[]')::text,
-       coalesce((SELECT jsonb_agg(jsonb_build_object('name', p.pubname, 'update', p.pubupdate, 'delete', p.pubdelete, 'stored', to_jsonb(p) ->> 'pubgencols' = 's',
+                 WHERE i.indrelid = c.oid AND i.indisunique), '[]')::text, getdatabaseencoding()),
+       convert_to(coalesce((SELECT jsonb_agg(jsonb_build_object('name', p.pubname, 'update', p.pubupdate, 'delete', p.pubdelete, 'stored', to_jsonb(p) ->> 'pubgencols' = 's',
                             'list', (SELECT jsonb_agg(a.attname ORDER BY a.attnum) FROM unnest(r.prattrs) AS k(attnum) JOIN pg_attribute a ON a.attrelid = b.entry AND a.attnum = k.attnum),
                             'filter', (SELECT jsonb_agg(DISTINCT a.attname)
                                        FROM regexp_matches(r.prqual::text, ':varattno ([0-9]+)', 'g') AS v(attnum)
@@ -54,7 +54,7 @@ SELECT m.n::int, m.root, s.nspname::text, c.relname::text, c.relkind::text, c.re
                  FROM published b
                  JOIN pg_publication p ON p.oid = b.publication
                  LEFT JOIN pg_publication_rel r ON r.prpubid = b.publication AND r.prrelid = b.entry AND NOT p.puballtables
-                 WHERE b.oid = c.oid), '[]')::text
+                 WHERE b.oid = c.oid), '[]')::text, getdatabaseencoding())
 FROM member m
 JOIN pg_class c ON c.oid = m.oid
 JOIN pg_namespace s ON s.oid = c.relnamespace

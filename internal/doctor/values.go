@@ -69,13 +69,13 @@ func readLargeTables(ctx context.Context, conn *pgx.Conn, publication string, us
 	// What lies in TOAST, of all partitions of a partitioned table. A column of the
 	// replica identity has to be published.
 	rows, err := conn.Query(ctx, `
-		SELECT m.schema, m.name, s.toast, (s.toast / greatest(s.rows, 1))::bigint, s.replident = 'f',
+		SELECT convert_to(m.schema, getdatabaseencoding()), convert_to(m.name, getdatabaseencoding()), s.toast, (s.toast / greatest(s.rows, 1))::bigint, s.replident = 'f',
 		       c.relkind = 'r' AND s.replident IN ('d', 'i')
 		         AND EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $3::text AND r.prrelid = c.oid AND r.prqual IS NULL),
-		       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
+		       coalesce((SELECT array_agg(convert_to(a.attname::text, getdatabaseencoding()) ORDER BY a.attnum) FROM pg_attribute a
 		         WHERE a.attrelid = c.oid AND a.attname = ANY (p.attnames) AND a.attstorage <> 'p' AND a.attlen = -1 AND a.atttypid <> 'numeric'::regtype
 		           AND NOT coalesce(a.attnum = ANY (i.indkey), false)), '{}'),
-		       p.attnames::text[]
+		       ARRAY(SELECT convert_to(a::text, getdatabaseencoding()) FROM unnest(p.attnames) a)
 		FROM unnest($1::text[], $2::text[]) AS m(schema, name)
 		JOIN pg_namespace n ON n.nspname = m.schema
 		JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = m.name
@@ -89,11 +89,12 @@ func readLargeTables(ctx context.Context, conn *pgx.Conn, publication string, us
 		return nil, replication.ServerError(op, err)
 	}
 	defer rows.Close()
+	text := replication.NamesOf(conn)
 	var large []largeTable
 	for rows.Next() {
 		var t largeTable
 		var wide, published []string
-		if err := rows.Scan(&t.schema, &t.name, &t.toast, &t.perRow, &t.full, &t.listable, &wide, &published); err != nil {
+		if err := text.Scan(rows, &t.schema, &t.name, &t.toast, &t.perRow, &t.full, &t.listable, &wide, &published); err != nil {
 			return nil, replication.ServerError(op, err)
 		}
 		keep := map[string]bool{}

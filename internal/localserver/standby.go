@@ -10,11 +10,14 @@ import (
 	"syscall"
 )
 
+// Contained says whether the server runs in a container.
+func (p *Postgres) Contained() bool { return p.container != nil }
+
 // StartStandby makes a hot standby of a running server and starts it. It follows the
 // server by streaming, without a slot, and asks for the same password. Of the options Dir
 // and Settings are used. It needs an installed server (CDC_SERVERS=local).
 func (p *Postgres) StartStandby(ctx context.Context, o PostgresOptions) (_ *Postgres, err error) {
-	if p.container != nil {
+	if p.Contained() {
 		return nil, errors.New("start a standby: it needs an installed server (CDC_SERVERS=local)")
 	}
 	s := &Postgres{password: p.password, bin: p.bin}

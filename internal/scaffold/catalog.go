@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
 
 var (
@@ -132,21 +136,29 @@ func (db *database) readTables(ctx context.Context, tx pgx.Tx, o Options) error 
 		return err
 	}
 	defer rows.Close()
+	text := replication.NamesOf(tx.Conn())
 	for rows.Next() {
 		t := &table{}
 		var parent int64
-		if err := rows.Scan(&t.oid, &t.schema, &t.name, &t.sql, &t.partitioned, &t.identity, &t.partitions, &t.rows, &t.bytes, &t.analyzed,
+		if err := text.Scan(rows, &t.oid, &t.schema, &t.name, &t.sql, &t.partitioned, &t.identity, &t.partitions, &t.rows, &t.bytes, &t.analyzed,
 			&t.columns, &t.columnSQL, &t.generated, &parent); err != nil {
 			return err
 		}
 		t.parent = uint32(parent)
-		if o.excludes(t) {
+		if o.excludes(t) || unreadable(t.schema, t.name) {
 			db.excluded++
 			continue
 		}
 		db.tables = append(db.tables, t)
 	}
 	return rows.Err()
+}
+
+// unreadable says whether a name has no form in UTF-8: no file can have it.
+func unreadable(names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool {
+		return !utf8.ValidString(name) || strings.ContainsRune(name, utf8.RuneError)
+	})
 }
 
 // excludes matches schema.table, and the table alone.
@@ -164,13 +176,16 @@ func readIndexes(ctx context.Context, tx pgx.Tx, oids []uint32, byOID map[uint32
 		return err
 	}
 	defer rows.Close()
+	text := replication.NamesOf(tx.Conn())
 	for rows.Next() {
 		var of uint32
 		var x index
-		if err := rows.Scan(&of, &x.name, &x.sql, &x.columns, &x.unique, &x.primary, &x.identity, &x.notNull); err != nil {
+		if err := text.Scan(rows, &of, &x.name, &x.sql, &x.columns, &x.unique, &x.primary, &x.identity, &x.notNull); err != nil {
 			return err
 		}
-		byOID[of].indexes = append(byOID[of].indexes, x)
+		if !unreadable(append([]string{x.name}, x.columns...)...) {
+			byOID[of].indexes = append(byOID[of].indexes, x)
+		}
 	}
 	return rows.Err()
 }
@@ -181,11 +196,15 @@ func (db *database) readForeignKeys(ctx context.Context, tx pgx.Tx, oids []uint3
 		return err
 	}
 	defer rows.Close()
+	text := replication.NamesOf(tx.Conn())
 	for rows.Next() {
 		var from, to uint32
 		var k foreignKey
-		if err := rows.Scan(&from, &to, &k.fromColumns, &k.toColumns); err != nil {
+		if err := text.Scan(rows, &from, &to, &k.fromColumns, &k.toColumns); err != nil {
 			return err
+		}
+		if unreadable(append(k.fromColumns, k.toColumns...)...) {
+			continue
 		}
 		k.from, k.to = byOID[from], byOID[to]
 		same := func(o foreignKey) bool {

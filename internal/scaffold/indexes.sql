@@ -1,6 +1,6 @@
 -- Indexes over plain columns that hold every row. $1: tables.
-SELECT i.indrelid, c.relname::text, quote_ident(c.relname),
-       ARRAY(SELECT a.attname::text
+SELECT i.indrelid, convert_to(c.relname::text, getdatabaseencoding()), convert_to(quote_ident(c.relname), getdatabaseencoding()),
+       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding())
              FROM unnest(i.indkey) WITH ORDINALITY AS k(attnum, pos)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.pos <= i.indnkeyatts ORDER BY k.pos),

@@ -25,11 +25,11 @@ WITH RECURSIVE member(root, oid) AS (
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid
     GROUP BY m.root
 )
-SELECT c.oid, n.nspname::text, c.relname::text, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
-       c.relkind = 'p', c.relreplident::text, s.partitions::int, s.rows, s.bytes, s.analyzed,
-       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
-       ARRAY(SELECT quote_ident(a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
-       ARRAY(SELECT a.attname::text FROM pg_attribute a
+SELECT c.oid, convert_to(n.nspname::text, getdatabaseencoding()), convert_to(c.relname::text, getdatabaseencoding()), convert_to(quote_ident(n.nspname) || '.' || quote_ident(c.relname), getdatabaseencoding()),
+       c.relkind = 'p', c.relreplident::text::bytea, s.partitions::int, s.rows, s.bytes, s.analyzed,
+       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+       ARRAY(SELECT convert_to(quote_ident(a.attname), getdatabaseencoding()) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum),
+       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '' ORDER BY a.attnum),
        coalesce((SELECT min(i.inhparent::bigint) FROM pg_inherits i WHERE i.inhrelid = c.oid), 0)
 FROM size s

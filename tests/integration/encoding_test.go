@@ -97,3 +97,35 @@ func TestDatabaseWithoutAUsableEncoding(t *testing.T) {
 		})
 	}
 }
+
+// Names that no client in UTF-8 can be sent stand beside what is mapped: in a mapped table,
+// in the publication, in the schema. None of them stops anything.
+func TestNamesWithoutAFormInUTF8(t *testing.T) {
+	for _, c := range []struct{ encoding, high string }{{"SQL_ASCII", "\xe9"}, {"WIN1252", "\x81"}, {"EUC_JP", "\xad\xfe"}, {"MULE_INTERNAL", "\x81\xe9"}} {
+		t.Run(c.encoding, func(t *testing.T) {
+			w := encodedWorld(t, c.encoding)
+			odd := `"n` + c.high + `"`
+			w.exec(`ALTER TABLE items ADD COLUMN `+odd+` text`, `CREATE TABLE `+odd+` (id int PRIMARY KEY, `+odd+` text)`,
+				`CREATE SCHEMA `+odd, `CREATE TABLE `+odd+`.items (id int PRIMARY KEY)`, `CREATE TYPE `+odd+`.mood AS ENUM ('`+c.high+`')`,
+				`CREATE INDEX "i`+c.high+`" ON items (name)`, `CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY RANGE (id)`,
+				`CREATE TABLE `+odd+`.p1 PARTITION OF parted FOR VALUES FROM (0) TO (10)`,
+				`CREATE PUBLICATION `+w.slot+`_pub FOR ALL TABLES WITH (publish_via_partition_root)`, `CREATE PUBLICATION `+odd+` FOR TABLE items, `+odd)
+			w.withTrigger()
+			p := w.start()
+			w.step(p, "a row", keys("item:1", "name:a"), keys("item:2", "chosen:1"), `INSERT INTO items VALUES (1, 'x', 'a', 'n', '`+c.high+`')`)
+			w.step(p, "a table beside it", nil, keys("item:1"), `INSERT INTO `+odd+` VALUES (1, 'x')`, `INSERT INTO `+odd+`.items VALUES (1)`)
+			w.step(p, "for_each", keys("page:1"), keys("page:2"), "INSERT INTO parents VALUES (1, 'a')")
+			w.step(p, "a column is renamed", keys("item:1", "item:2"), nil, `ALTER TABLE items RENAME `+odd+` TO "m`+c.high+`"`)
+			w.step(p, "and after it", keys("item:3", "name:c"), nil, `INSERT INTO items VALUES (3, 'x', 'c', 'n', 'n')`)
+			for _, args := range [][]string{{"doctor", "--config", w.config}, {"plan", "--config", w.config}, {"init", "--from-db", w.url}} {
+				if code, stdout, stderr := w.command(args...); strings.Contains(stdout+stderr, "SQLSTATE") || code != 0 && args[0] != "doctor" {
+					t.Errorf("%s: %d, %s%s", args[0], code, stdout, stderr)
+				}
+			}
+			if n := p.logged("not streaming"); n > 0 {
+				t.Errorf("it left the stream %d times", n)
+			}
+			p.stop()
+		})
+	}
+}

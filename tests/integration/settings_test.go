@@ -47,7 +47,8 @@ func setHostile(t *testing.T, conn *pgx.Conn, of string) {
 			continue
 		}
 		if of == "SYSTEM" {
-			exec(name, fmt.Sprintf("DO $$BEGIN EXECUTE format('SET %[1]s = %%L', current_setting('%[1]s')); EXECUTE format('ALTER ROLE CURRENT_USER SET %[1]s = %%L', current_setting('%[1]s')); END$$", name))
+			exec(name, fmt.Sprintf("SELECT set_config('%[1]s', current_setting('%[1]s'), false)", name))
+			exec(name, fmt.Sprintf("ALTER ROLE CURRENT_USER SET %s FROM CURRENT", name))
 		}
 		exec(name, fmt.Sprintf("ALTER %s SET %s = '%s'", of, name, value))
 		n++

@@ -40,9 +40,16 @@ func DDLTriggers() []DDLTrigger {
 	}
 }
 
-// DDLFunctionSQL are the statements that make or replace the function.
+// DDLFunctionSQL are the statements that make or replace the function. To replace one leaves
+// it its owner, and whoever owns it decides what runs within everybody's DDL: any role that
+// may create a schema could have made one of that name beforehand.
 func DDLFunctionSQL() []string {
-	return []string{"CREATE SCHEMA IF NOT EXISTS " + DDLSchema + ";", strings.TrimSpace(ddlFunctionSQL)}
+	return []string{
+		"CREATE SCHEMA IF NOT EXISTS " + DDLSchema + ";",
+		strings.TrimSpace(ddlFunctionSQL),
+		"ALTER FUNCTION " + DDLSchema + "." + DDLFunction + "() OWNER TO CURRENT_USER;",
+		"ALTER SCHEMA " + DDLSchema + " OWNER TO CURRENT_USER;",
+	}
 }
 
 // DDLFunctionSource is pg_proc.prosrc of the function as this version makes it.

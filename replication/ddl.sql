@@ -1,9 +1,10 @@
 CREATE OR REPLACE FUNCTION cdc_invalidator.announce_ddl() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $announce$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' SET jit = off AS $announce$
 -- Made by cdc-invalidator. Logical replication is silent about most DDL; this says which tables it touched,
 -- in a logical message that comes through the slot at the DDL's own commit. It runs with its owner's rights, since
 -- nobody's DDL may go unannounced for a lack of them. It never makes DDL fail: where it cannot say what was touched it
--- says that, and all mapped tables count as touched.
+-- says that, and all mapped tables count as touched. Nor does it make DDL wait, for somebody who has locked a catalog
+-- or for a compiler.
 DECLARE
     relations jsonb;
     publications jsonb;

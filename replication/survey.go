@@ -69,6 +69,9 @@ func ReadSurvey(ctx context.Context, conn *pgx.Conn, o SetupOptions) (s Survey, 
 // DDLTriggerState is the event trigger as the catalog has it.
 type DDLTriggerState struct {
 	HasFunction, FunctionCurrent bool
+	// Foreign is a role that owns the function or its schema, and is neither a superuser nor
+	// who made the triggers: it can change what runs within everybody's DDL.
+	Foreign string
 	// Triggers are those that call the function or have the name of one that should,
 	// by name.
 	Triggers map[string]FoundTrigger
@@ -84,7 +87,7 @@ type FoundTrigger struct {
 
 // Complete says whether all DDL that it can see is announced.
 func (s DDLTriggerState) Complete() bool {
-	if !s.FunctionCurrent {
+	if !s.FunctionCurrent || s.Foreign != "" {
 		return false
 	}
 	for _, t := range DDLTriggers() {
@@ -105,7 +108,7 @@ func readDDLTriggers(ctx context.Context, conn *pgx.Conn) (DDLTriggerState, erro
 	var function uint32
 	var asMade bool
 	err := conn.QueryRow(ctx, `
-		SELECT p.oid, p.prosrc, p.prosecdef AND l.lanname = 'plpgsql' AND coalesce(p.proconfig, '{}') = ARRAY['search_path=pg_catalog, pg_temp']
+		SELECT p.oid, p.prosrc, p.prosecdef AND l.lanname = 'plpgsql' AND coalesce(p.proconfig, '{}') = ARRAY['search_path=pg_catalog, pg_temp', 'lock_timeout=200ms', 'jit=off']
 		FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
 		WHERE n.nspname = $1 AND p.proname = $2 AND p.pronargs = 0`, DDLSchema, DDLFunction).Scan(&function, &source, &asMade)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
@@ -113,6 +116,16 @@ func readDDLTriggers(ctx context.Context, conn *pgx.Conn) (DDLTriggerState, erro
 	}
 	s.HasFunction = err == nil
 	s.FunctionCurrent = s.HasFunction && asMade && source == DDLFunctionSource()
+	// Whoever made the triggers may be no superuser on a managed service.
+	err = conn.QueryRow(ctx, `
+		SELECT coalesce(string_agg(DISTINCT quote_ident(r.rolname), ', '), '')
+		FROM (SELECT nspowner AS owner FROM pg_namespace WHERE nspname = $1 UNION ALL SELECT proowner FROM pg_proc WHERE oid = $2::oid) o
+		JOIN pg_roles r ON r.oid = o.owner
+		WHERE NOT r.rolsuper AND r.rolname <> current_user
+		  AND NOT EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtfoid = $2::oid AND e.evtowner = r.oid)`, DDLSchema, function).Scan(&s.Foreign)
+	if err != nil {
+		return s, serverError(op, err, "")
+	}
 	var names []string
 	for _, t := range DDLTriggers() {
 		names = append(names, t.Name)

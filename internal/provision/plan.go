@@ -246,10 +246,13 @@ func (st *State) eventTrigger(p *Plan) {
 			Needs: "a superuser, or what a managed service has for one; --no-event-trigger leaves it out", Lacking: !st.Rights.Superuser,
 			grant: "run it as a superuser, or leave it out with --no-event-trigger"})
 	}
-	if !s.FunctionCurrent {
+	if !s.FunctionCurrent || s.Foreign != "" {
 		action, why := Create, "says through the log which tables DDL touches"
 		if s.HasFunction {
 			action, why = Change, "it is not that of this version"
+		}
+		if s.Foreign != "" {
+			why = "role " + s.Foreign + " owns it or its schema, and could change what runs within everybody's DDL"
 		}
 		add(action, "function", replication.DDLSchema+"."+replication.DDLFunction+"()", why, replication.DDLFunctionSQL()...)
 	}

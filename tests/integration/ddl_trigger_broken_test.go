@@ -20,7 +20,7 @@ type brokenTrigger struct {
 
 func brokenTriggers() []brokenTrigger {
 	commands, rewrites := replication.DDLTriggers()[0], replication.DDLTriggers()[2]
-	const nothing = `CREATE OR REPLACE FUNCTION cdc_invalidator.announce_ddl() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'BEGIN END'`
+	const nothing = `CREATE OR REPLACE FUNCTION cdc_invalidator.announce_ddl() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' SET jit = off AS 'BEGIN END'`
 	disable := func(t replication.DDLTrigger) string { return "ALTER EVENT TRIGGER " + t.Name + " DISABLE" }
 	drop := keys(commands.DropSQL(), rewrites.DropSQL())
 	return []brokenTrigger{

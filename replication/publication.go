@@ -121,7 +121,11 @@ func tableList(tables []mapping.TableUse) string {
 
 func createPublication(ctx context.Context, conn *pgx.Conn, name, sql string) error {
 	op := "create publication " + name
-	_, err := conn.Exec(ctx, sql)
+	// The transaction must not hang on a standby that is missing: nobody would see for what.
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = local;\n"+sql)
+		return err
+	})
 	if err == nil {
 		return nil
 	}

@@ -191,6 +191,17 @@ func TestPublicationChecks(t *testing.T) {
 	}
 }
 
+// The set-up does not hang where commits wait for a standby that is not there.
+func TestSetupWithoutTheStandbyThatCommitsWaitFor(t *testing.T) {
+	pg := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
+	db := servertest.NewDatabase(t, pg, "shop")
+	db.Exec(t, "CREATE TABLE items (id int PRIMARY KEY)", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
+	if _, err := Setup(t.Context(), controlConn(t, db.URL), setupOptions(db, use("items", "id"))); err != nil {
+		t.Error(err)
+	}
+	db.Exec(t, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()") // the database is dropped then
+}
+
 // What no publication can have is not said to be missing there: the fix would fail.
 func TestPublicationOfWhatIsNoTable(t *testing.T) {
 	db := servertest.Postgres(t)

@@ -93,7 +93,8 @@ func Apply(ctx context.Context, conn *pgx.Conn, d Desired, plan Plan, progress P
 // changeAll does everything but the slot, in one transaction.
 func changeAll(ctx context.Context, conn *pgx.Conn, steps []Step, needed func(Step) bool, progress Progress) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', $1, true)", lockTimeout); err != nil {
+		// It must not hang on a standby that is missing: nobody would see for what.
+		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'local', true)", lockTimeout); err != nil {
 			return replication.ServerError("begin", err)
 		}
 		for i, s := range steps {

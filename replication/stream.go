@@ -31,6 +31,10 @@ type StreamOptions struct {
 	// StatusInterval is the longest silence towards the server. It must be well
 	// below wal_sender_timeout, after which the server drops a silent client.
 	StatusInterval time.Duration
+	// Silence is for how long the server may say nothing while it is listened to, although it
+	// is asked: then the connection is lost. Nothing else finds a peer that is gone without a
+	// word, behind a router that has forgotten the connection or a proxy that hangs.
+	Silence time.Duration
 	// OnStatus is called after each status update, by the goroutine that owns the stream;
 	// it must be quick. May be nil.
 	OnStatus func()
@@ -62,6 +66,7 @@ type Stream struct {
 	keepalive lsn.LSN // walEnd of the newest keepalive that Next passed
 	confirmed lsn.LSN // what the status updates confirm
 	replyDue  bool
+	asking    bool      // the next update wants an answer
 	statusAt  time.Time // when the next update is due at the latest
 }
 
@@ -88,6 +93,9 @@ func OpenStream(ctx context.Context, o StreamOptions) (*Stream, error) {
 	}
 	if o.StatusInterval <= 0 {
 		o.StatusInterval = 10 * time.Second
+	}
+	if o.Silence <= 0 {
+		o.Silence = maxSilence
 	}
 	s := &Stream{
 		conn:     netConn,
@@ -152,7 +160,13 @@ func (s *Stream) Fill(ctx context.Context) error {
 	// A deadline in the past interrupts a read that is under way.
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	heard := time.Now() // until then nobody listened
 	for {
+		silent := time.Since(heard)
+		if silent >= s.opts.Silence {
+			return &UnavailableError{Op: "read the log", Err: fmt.Errorf("replication stream of slot %s after %s: the server has said nothing for %s, although it was asked", s.opts.Slot, s.received, silent.Round(time.Millisecond))}
+		}
+		s.asking = silent >= s.opts.Silence/3
 		if err := s.writeDueStatus(); err != nil {
 			return err
 		}
@@ -165,6 +179,7 @@ func (s *Stream) Fill(ctx context.Context) error {
 		n, err := s.conn.Read(s.buf[s.w:])
 		s.w += n
 		if n > 0 {
+			heard = time.Now()
 			whole, ferr := s.buffered()
 			if ferr != nil {
 				return ferr
@@ -292,7 +307,7 @@ func (s *Stream) writeStatus() error {
 	if s.opts.Withhold != nil && s.opts.Withhold() {
 		confirmed = 0 // no flushed position is reported: the slot stays where it is, and the server waits for others
 	}
-	encodeStatus(&b, s.received, confirmed, now)
+	encodeStatus(&b, s.received, confirmed, now, s.asking)
 	if err := s.conn.SetWriteDeadline(now.Add(s.opts.StatusInterval + time.Second)); err != nil {
 		return fmt.Errorf("status update for slot %s: %w", s.opts.Slot, err)
 	}

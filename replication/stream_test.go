@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -42,6 +43,7 @@ func keepalive(end uint64, reply byte) []byte {
 type fakeServer struct {
 	conn     net.Conn
 	statuses chan [3]lsn.LSN // written, flushed, applied
+	asked    chan struct{}   // by a status that wants an answer
 }
 
 // streamTo returns a stream over a loopback connection to a fake server.
@@ -63,7 +65,7 @@ func streamTo(t *testing.T, interval time.Duration) (*Stream, *fakeServer) {
 	}
 	paced := made()
 	paced.enabled = true
-	f := &fakeServer{conn: peer, statuses: make(chan [3]lsn.LSN, 1000)}
+	f := &fakeServer{conn: peer, statuses: make(chan [3]lsn.LSN, 1000), asked: make(chan struct{}, 1)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -72,11 +74,17 @@ func streamTo(t *testing.T, interval time.Duration) (*Stream, *fakeServer) {
 			if _, err := io.ReadFull(peer, b[:]); err != nil {
 				return
 			}
+			if b[statusLen-1] == 1 {
+				select {
+				case f.asked <- struct{}{}:
+				default:
+				}
+			}
 			f.statuses <- [3]lsn.LSN{lsn.LSN(binary.BigEndian.Uint64(b[6:])), lsn.LSN(binary.BigEndian.Uint64(b[14:])), lsn.LSN(binary.BigEndian.Uint64(b[22:]))}
 		}
 	}()
 	s := &Stream{conn: conn, paced: paced, buf: make([]byte, bufferSize), statusAt: time.Now().Add(interval),
-		opts: StreamOptions{Slot: "s", StatusInterval: interval, Logger: slog.New(slog.DiscardHandler)}}
+		opts: StreamOptions{Slot: "s", StatusInterval: interval, Silence: time.Minute, Logger: slog.New(slog.DiscardHandler)}}
 	t.Cleanup(func() { s.Close(); peer.Close(); <-done })
 	return s, f
 }
@@ -85,6 +93,34 @@ func (f *fakeServer) send(t *testing.T, b []byte) {
 	t.Helper()
 	if _, err := f.conn.Write(b); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A server that says nothing although it is asked is given up; one that answers is not.
+func TestServerThatSaysNothing(t *testing.T) {
+	const silence = 600 * time.Millisecond
+	s, f := streamTo(t, 20*time.Millisecond)
+	s.opts.Silence = silence
+	answered := make(chan struct{})
+	go func() { // an answer to each question, for some time
+		defer close(answered)
+		for range 3 {
+			<-f.asked
+			_, _ = f.conn.Write(keepalive(0, 0))
+		}
+	}()
+	for range 3 {
+		if err := s.Fill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.Next(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-answered
+	var unavailable *UnavailableError
+	if err := s.Fill(t.Context()); !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "has said nothing for") {
+		t.Errorf("error %v", err)
 	}
 }
 

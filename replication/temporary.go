@@ -113,3 +113,19 @@ func StatusInterval(walSenderTimeout time.Duration) time.Duration {
 	}
 	return min(time.Second, walSenderTimeout/4)
 }
+
+// Bounds of Silence. The server's own subscribers give it 60 s (wal_receiver_timeout).
+const (
+	minSilence = 10 * time.Second
+	maxSilence = 60 * time.Second
+)
+
+// Silence is for how long a server that is asked may say nothing: as long as it waits for us.
+// While it is busy with a transaction of which nothing is sent it does not answer, but says
+// something by itself after half of that time.
+func Silence(walSenderTimeout time.Duration) time.Duration {
+	if walSenderTimeout <= 0 {
+		return maxSilence
+	}
+	return min(max(walSenderTimeout, minSilence), maxSilence)
+}

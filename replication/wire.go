@@ -26,8 +26,8 @@ const postgresEpochMicros = 946684800 * 1_000_000
 
 // encodeStatus writes a standby status update. All three positions are set
 // here: a client library's zero flush position means "the same as write" and
-// would confirm what was only received.
-func encodeStatus(dst *[statusLen]byte, received, confirmed lsn.LSN, now time.Time) {
+// would confirm what was only received. ask has the server answer at once.
+func encodeStatus(dst *[statusLen]byte, received, confirmed lsn.LSN, now time.Time, ask bool) {
 	dst[0] = 'd'
 	binary.BigEndian.PutUint32(dst[1:], statusLen-1)
 	dst[5] = 'r'
@@ -36,6 +36,9 @@ func encodeStatus(dst *[statusLen]byte, received, confirmed lsn.LSN, now time.Ti
 	binary.BigEndian.PutUint64(dst[22:], uint64(confirmed))
 	binary.BigEndian.PutUint64(dst[30:], uint64(now.UnixMicro()-postgresEpochMicros))
 	dst[38] = 0
+	if ask {
+		dst[38] = 1
+	}
 }
 
 // frameLen returns the whole length of the message that starts b, or 0 when b

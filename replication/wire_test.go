@@ -25,7 +25,7 @@ import (
 func TestStatusUpdateOnTheWire(t *testing.T) {
 	var b [statusLen]byte
 	// One second and a microsecond after the year 2000 began.
-	encodeStatus(&b, 0x0102030405060708, 0x1112131415161718, time.Unix(946684801, 1000))
+	encodeStatus(&b, 0x0102030405060708, 0x1112131415161718, time.Unix(946684801, 1000), false)
 	want := "64" + "00000026" + "72" + // CopyData, 38 bytes, a status update
 		"0102030405060708" + "1112131415161718" + "1112131415161718" + // written, flushed, applied
 		"00000000000f4241" + "00" // its time; no reply wanted
@@ -33,9 +33,12 @@ func TestStatusUpdateOnTheWire(t *testing.T) {
 		t.Errorf("%s\nwant %s", got, want)
 	}
 	// A zero flush position would be taken for the written one by client libraries.
-	encodeStatus(&b, 9, 0, time.Now())
+	encodeStatus(&b, 9, 0, time.Now(), true)
 	if !bytes.Equal(b[14:30], make([]byte, 16)) {
 		t.Errorf("nothing is confirmed, but %x is sent", b[14:30])
+	}
+	if b[statusLen-1] != 1 {
+		t.Error("no answer is asked for")
 	}
 }
 
@@ -159,7 +162,7 @@ func pair(t *testing.T, network, address string) (*pacedConn, net.Conn) {
 
 func newStream(conn net.Conn, paced *pacedConn, interval time.Duration) *Stream {
 	return &Stream{conn: conn, paced: paced, buf: make([]byte, bufferSize), statusAt: time.Now().Add(interval),
-		opts: StreamOptions{Slot: "s", StatusInterval: interval, Logger: slog.New(slog.DiscardHandler)}}
+		opts: StreamOptions{Slot: "s", StatusInterval: interval, Silence: time.Minute, Logger: slog.New(slog.DiscardHandler)}}
 }
 
 func TestStreamOverAUnixSocket(t *testing.T) {

@@ -214,7 +214,7 @@ func (d *daemon) attachRedis(ctx context.Context) (sink.Control, error) {
 func (d *daemon) openStream(ctx context.Context, server replication.Server) (*replication.Stream, error) {
 	return replication.OpenStream(ctx, replication.StreamOptions{
 		URL: d.sourceURL(), Slot: d.file.Source.Slot.Name, Publication: d.file.Source.Publication.Name,
-		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
+		StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Silence: replication.Silence(server.WALSenderTimeout), Logger: d.log, OnStatus: d.pulse.receiver.again,
 		Withhold: d.standby.Withhold,
 	})
 }

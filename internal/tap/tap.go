@@ -140,7 +140,7 @@ func (t *tap) open(ctx context.Context) error {
 	go func() {
 		s, err := replication.OpenTemporaryStream(ctx, replication.StreamOptions{
 			URL: t.o.URL, Slot: replication.TemporarySlotName("tap"), Publication: t.o.Publication,
-			StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Logger: t.o.Logger, Withhold: t.standby.Withhold,
+			StatusInterval: replication.StatusInterval(server.WALSenderTimeout), Silence: replication.Silence(server.WALSenderTimeout), Logger: t.o.Logger, Withhold: t.standby.Withhold,
 		})
 		done <- opened{s, err}
 	}()

@@ -15,7 +15,7 @@ import (
 )
 
 // publishTimeout bounds an attempt to publish a state when a session ends.
-const publishTimeout = 3 * time.Second
+const publishTimeout = 2 * time.Second
 
 // announceGap attaches to Redis and publishes a gap there, before a slot is made. Where
 // Redis has no generation nothing was promised, and there is no gap.

@@ -17,10 +17,11 @@ import (
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
-// drainTimeout bounds the end of a session that was asked to stop: what is queued
-// is applied and confirmed within it, or left to the next start. Container runtimes kill
-// after 10 s.
-const drainTimeout = 7 * time.Second
+// drainTimeout bounds the end of a session: what is queued is applied and confirmed within
+// it, or left to the next one. With the state to publish before and after, and a last status
+// update, a daemon that is told to stop ends well within the 10 s after which container
+// runtimes kill.
+const drainTimeout = 3 * time.Second
 
 // attachForever runs one session after another until ctx ends. Until the first
 // one has streamed, an error that only a person can mend ends it.
@@ -35,15 +36,13 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			d.streamed++
 		}
 		if ctx.Err() != nil {
-			d.tellAbsence(ctx, "the daemon was stopped")
+			d.tellAbsence(ctx, err)
 			return nil
 		}
 		if fault := d.startFault(err); fault != nil && d.streamed == 0 {
 			return fault
 		}
-		if !errors.Is(err, replication.ErrSlotInUse) && !errors.Is(err, sink.ErrSuperseded) { // then it is for another process to say
-			d.tellAbsence(ctx, "the daemon is not attached to the source; its log says why")
-		}
+		d.tellAbsence(ctx, err)
 		var config *replication.ConfigError
 		stuck := d.obstacle.Load()
 		if stuck != nil && stuck.err != nil && !errors.Is(err, stuck.err) {
@@ -292,6 +291,8 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	}
 	stopStreaming()
 	_ = helpers.Wait() // all return nil, always
+	// At once: what is queued may wait in vain for the source to say what became visible.
+	d.tellAbsence(ctx, err)
 	if errors.Is(err, replication.ErrChangesSkipped) {
 		d.skipped(ctx, err)
 	}

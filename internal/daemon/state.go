@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/cdc-invalidator/cdc-invalidator/replication"
 	"github.com/cdc-invalidator/cdc-invalidator/sink"
 )
 
@@ -58,8 +60,16 @@ func (d *daemon) setState(ctx context.Context) error {
 // tellAbsence publishes that nothing is followed, where the state would go on saying ok: with
 // a session that has ended what it proved ages, and who looks at the state alone must see it
 // too. Another daemon that has attached meanwhile has written the state since, and is not
-// overruled: the revision of ours is refused then.
-func (d *daemon) tellAbsence(ctx context.Context, reason string) {
+// overruled: the revision of ours is refused then, and where err says that there is one, it is
+// for that one to say.
+func (d *daemon) tellAbsence(ctx context.Context, err error) {
+	reason := "the daemon was stopped"
+	if ctx.Err() == nil {
+		if errors.Is(err, replication.ErrSlotInUse) || errors.Is(err, sink.ErrSuperseded) {
+			return
+		}
+		reason = "the daemon is not attached to the source; its log says why"
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
 	defer cancel()
 	known, _ := d.sink.Known()
@@ -73,7 +83,9 @@ func (d *daemon) tellAbsence(ctx context.Context, reason string) {
 	}
 	if err := d.sink.SetState(ctx, sink.StateCatchingUp, reason); err != nil {
 		d.log.Debug("the state was not published", "error", err)
+		return
 	}
+	d.log.Debug("the state is not ok any more", "reason", reason)
 }
 
 // abandoned says whether nobody moves the control hash any more. A daemon that streams

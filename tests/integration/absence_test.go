@@ -34,6 +34,10 @@ func TestStateWithoutASession(t *testing.T) {
 	if state() != "catching_up" {
 		t.Errorf("state %s after the daemon was stopped", state())
 	}
+	log := p.log.String() // what is queued may wait for seconds, which the state must not
+	if told, ended := strings.Index(log, "the state is not ok any more"), strings.Index(log, "msg=stopping"); told < 0 || ended < told {
+		t.Error("the state said ok until all was applied that was queued")
+	}
 
 	p = w.start()
 	p.kill()

@@ -101,7 +101,7 @@ func Open(ctx context.Context, rdb redis.UniversalClient, pool *pgxpool.Pool, op
 	}
 	key := mapping.ControlKey(c.prefix, o.file.Source.Slot.Name)
 	c.control = newControl(key, pool, c.clock, pollInterval(plan), c.log)
-	c.control.stamps = &stampReader{key: mapping.StampsKey(c.prefix, o.file.Source.Slot.Name), plan: plan, log: c.log}
+	c.control.stamps = &stampReader{key: mapping.StampsKey(c.prefix, o.file.Source.Slot.Name), plan: plan, log: c.log, types: c.types}
 	c.control.asked = c.asked
 	judge := c.control.servers
 	judge.prefix, judge.slot, judge.stall = c.prefix, o.file.Source.Slot.Name, max(minStall, 2*o.file.Source.Heartbeat)

@@ -81,7 +81,7 @@ const clockInterval = 10 * time.Second
 
 func newControl(key string, source querier, clock *sourceClock, interval time.Duration, log *slog.Logger) *control {
 	c := &control{key: key, source: source, clock: clock, interval: interval, log: log, wake: make(chan struct{}, 1),
-		stamps: &stampReader{log: log}, epoch: &atomic.Uint64{}, asked: func(context.Context, error) {}}
+		stamps: &stampReader{log: log, types: &keyTypes{}}, epoch: &atomic.Uint64{}, asked: func(context.Context, error) {}}
 	c.servers = &servers{c: c, stall: minStall}
 	return c
 }

@@ -44,8 +44,9 @@ func nested(ctx context.Context) bool { return ctx.Value(dependenciesKey{}) != n
 
 // dependencies gathers what a load depends on.
 type dependencies struct {
-	plan  *mapping.Plan
-	types *keyTypes
+	plan    *mapping.Plan
+	types   *keyTypes
+	control *control
 
 	mu      sync.Mutex
 	found   []string
@@ -61,9 +62,14 @@ func (d *dependencies) name(ctx context.Context, kind string, values []any) (str
 	if len(values) != entity.Vars {
 		return "", fmt.Errorf("%w: DependsOn(%q): it is named by %d values, not by %d", ErrVars, kind, entity.Vars, len(values))
 	}
+	known := d.control.look()
 	types, err := d.types.get(ctx)
 	if err != nil {
 		return "", err
+	}
+	// Should the types change between here and the registration, or the lease, all stamps move.
+	if known.follows(entity) && !known.names(entity, types) {
+		return "", fmt.Errorf("%w: the daemon finds others for the entity %s", errTypes, kind)
 	}
 	name := []byte(kind)
 	vars := types.Entity(kind)

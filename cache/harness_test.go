@@ -18,6 +18,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
@@ -73,7 +74,7 @@ type daemon struct {
 	stamps       mapping.Stamps
 }
 
-func startDaemon(t testing.TB, rdb *redis.Client, mappings string) *daemon {
+func startDaemon(t testing.TB, db *servertest.Database, rdb *redis.Client, mappings string) *daemon {
 	t.Helper()
 	file, err := mapping.LoadOffline(mappings)
 	if err != nil {
@@ -83,11 +84,8 @@ func startDaemon(t testing.TB, rdb *redis.Client, mappings string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{rdb: rdb, applied: 16, end: 24, stamps: mapping.Stamps{
-		Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: plan.EntityTerms()}}
-	for _, f := range plan.Families() {
-		d.stamps.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms()}
-	}
+	d := &daemon{rdb: rdb, applied: 16, end: 24, stamps: mapping.Stamps{Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}}}
+	follow(t, &d.stamps, db, plan)
 	d.set("ok", 0)
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -105,6 +103,25 @@ func startDaemon(t testing.TB, rdb *redis.Client, mappings string) *daemon {
 	}()
 	t.Cleanup(func() { close(stop); <-done })
 	return d
+}
+
+// follow begins to follow all families of a plan, with the types of now.
+func follow(t testing.TB, s *mapping.Stamps, db *servertest.Database, plan *mapping.Plan) {
+	t.Helper()
+	types := keyTypesOf(t, db, plan)
+	for _, f := range plan.Families() {
+		s.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms(types)}
+	}
+	s.Entities = plan.EntityTerms(types)
+}
+
+func keyTypesOf(t testing.TB, db *servertest.Database, plan *mapping.Plan) mapping.KeyTypes {
+	t.Helper()
+	types, err := keytype.Read(t.Context(), db.Conn(t), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return types.KeyTypes()
 }
 
 // set says what is published from now on. It is in Redis when set returns.
@@ -186,7 +203,7 @@ func newBenchWith(t testing.TB, db *servertest.Database, rdb *redis.Client, opti
 	if err := os.WriteFile(b.mappings, []byte(testMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.daemon = startDaemon(t, b.rdb, b.mappings)
+	b.daemon = startDaemon(t, b.db, b.rdb, b.mappings)
 	b.c, b.registry = b.open(options...)
 	return b
 }

@@ -115,7 +115,7 @@ func runOnce[V any](ctx context.Context, c *Client, f *family, load loader[V], o
 			s.end(ctx)()
 		}
 	}()
-	declared := &dependencies{plan: c.plan, types: c.types}
+	declared := &dependencies{plan: c.plan, types: c.types, control: c.control}
 	l.value, err = load(context.WithValue(ctx, dependenciesKey{}, declared), s.tx)
 	f.metrics.seconds.Observe(time.Since(s.at).Seconds())
 	l.notFound = errors.Is(err, ErrNotFound)

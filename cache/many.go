@@ -90,11 +90,12 @@ func (m *many[T]) cached(ctx context.Context) error {
 	if trusted && !v.c.redisUp(now) {
 		trusted, why = false, doubtRedis
 	}
+	stamp := known.stamp(v.f)
 	var asked []missingItem
 	versions := map[string]string{}
 	var gets []*redis.StringCmd
 	for i, vars := range m.vars {
-		key, version, err := v.key(ctx, vars, m.token, told, versions)
+		key, version, err := v.key(ctx, vars, m.token, told, known, versions)
 		if err != nil {
 			return err
 		}
@@ -138,7 +139,12 @@ func (m *many[T]) cached(ctx context.Context) error {
 		known = v.c.control.look()
 	}
 	stillTrusted, _ := v.c.holds(v.f, known, time.Now())
-	m.stamp = known.stamp(v.f)
+	if m.stamp = known.stamp(v.f); m.stamp != stamp { // the keys were made under the one before
+		for _, a := range asked {
+			m.rest = append(m.rest, a.at)
+		}
+		return nil
+	}
 	for n, get := range gets {
 		raw, err := get.Result()
 		v.c.asked(ctx, err)

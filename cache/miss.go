@@ -21,8 +21,8 @@ const (
 )
 
 // resolve gets a value together with all other readers of the fleet: whoever has the
-// lease loads, the others wait for it, within bounds. Of a versioned family, under is what was
-// known of the daemon before the version was read that is in the key: an invalidation moves
+// lease loads, the others wait for it, within bounds. under is what was known of the daemon before
+// the key was made. Of a versioned family nothing later counts: an invalidation moves
 // the version, and leaves everything under the old one as it is.
 func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token *Token, mode string, under *controlState) (outcome[T], error) {
 	giveUp := time.Now().Add(v.c.o.wait)
@@ -35,6 +35,9 @@ func (v *View[T]) resolve(ctx context.Context, key string, load loader[T], token
 			known = v.c.control.look()
 		}
 		stamp := known.stamp(v.f)
+		if stamp != under.stamp(v.f) { // the daemon may make another key by now
+			return outcome[T]{}, errLookAgain
+		}
 		if stamp == "" && v.f.Class.OnDoubt != onDoubtServe { // of what would be stored nobody would know what it is
 			v.f.metrics.bypasses[doubtStamp].Inc()
 			return v.past(ctx, load)

@@ -25,9 +25,19 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	if nested(ctx) {
 		return outcome[T]{}, errNested
 	}
+	for try := 1; ; try++ {
+		out, err := v.refreshOnce(ctx, vars, load, try == looks)
+		if err != errLookAgain {
+			return out, err
+		}
+	}
+}
+
+// refreshOnce is refresh on what is known of the daemon now.
+func (v *View[T]) refreshOnce(ctx context.Context, vars Vars, load loader[T], last bool) (outcome[T], error) {
 	v.c.control.use(ctx)
 	known := v.c.control.look() // before anything is read
-	key, version, err := v.key(ctx, vars, nil, 0, nil)
+	key, version, err := v.key(ctx, vars, nil, 0, known, nil)
 	if err != nil {
 		return outcome[T]{}, err
 	}
@@ -39,15 +49,20 @@ func (v *View[T]) refresh(ctx context.Context, vars Vars, load loader[T]) (outco
 	}
 	// Not one that has begun before this call: it may have read what is to be replaced.
 	v.flights.leave(key, flightRefresh)
-	return v.await(ctx, flightRefresh, key, load, nil, func(ctx context.Context) (outcome[T], error) {
+	out, err := v.await(ctx, flightRefresh, key, load, nil, func(ctx context.Context) (outcome[T], error) {
 		return v.resolve(ctx, key, load, nil, modeRefresh, known)
 	})
+	if last && err == errLookAgain {
+		return v.bypass(ctx, key, load, nil, doubtUnknown, known)
+	}
+	return out, err
 }
 
 // Invalidate removes a value, and refuses the fills of those who are loading it. Changes of
 // mapped rows need no such call: the daemon removes what they make stale.
 func (v *View[T]) Invalidate(ctx context.Context, vars Vars) error {
-	key, version, err := v.key(ctx, vars, nil, 0, nil)
+	v.c.control.use(ctx)
+	key, version, err := v.key(ctx, vars, nil, 0, v.c.control.look(), nil)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
@@ -20,9 +22,12 @@ import (
 // under the stamp that was known then, and a lease is taken under it.
 type stampSet struct {
 	revision string
-	families []string // by ID, the stamp; "" of one that is not followed, or on other terms than here
+	families []familyStamp // by ID; none of one that is not followed, or on other terms than here
 	entities map[string]mapping.EntityTerms
 }
+
+// familyStamp is the family's stamp, and the types of key columns under which it holds.
+type familyStamp struct{ stamp, types string }
 
 // stampReader reads the stamps when the control hash names others than before.
 type stampReader struct {
@@ -30,11 +35,15 @@ type stampReader struct {
 	key  string
 	plan *mapping.Plan
 	log  *slog.Logger
+	// types are those that keys are made with. When a stamp moves, they are read again before the next one is.
+	types *keyTypes
 
-	mu      sync.Mutex
-	last    *stampSet
-	missing []string  // families that the last ones lack
-	since   time.Time // when they were read; zero once it has been logged
+	mu       sync.Mutex
+	last     *stampSet
+	missing  []string       // families that the last ones lack
+	since    time.Time      // when they were read; zero once it has been logged
+	compared *keytype.Types // with the last ones
+	untyped  time.Time      // since when they differ; zero once it has been logged, and where they do not
 }
 
 // missingFor is how long a family may be missing before that is logged: while the daemon
@@ -73,13 +82,46 @@ func (r *stampReader) at(ctx context.Context, revision string) (*stampSet, error
 		r.log.Warn("the daemon does not follow families that this process's mappings have: their reads go to the source; run both with one file",
 			"families", some(r.missing))
 	}
+	r.compare()
 	return r.last, nil
+}
+
+// compare tells of types that the daemon has others of for long. While one of them does not know of DDL yet,
+// they differ.
+func (r *stampReader) compare() {
+	known := r.types.known.Load()
+	if known == nil {
+		return
+	}
+	if known != r.compared {
+		r.compared = known
+		if len(r.differ(known)) == 0 {
+			r.untyped = time.Time{}
+		} else if r.untyped.IsZero() {
+			r.untyped = time.Now()
+		}
+	}
+	if !r.untyped.IsZero() && time.Since(r.untyped) >= missingFor {
+		r.untyped = time.Time{}
+		r.log.Warn("the daemon finds other types of key columns than this process: reads of these families go to the source; both have to ask one database, and for_each queries to mean the same to both roles (search_path)",
+			"differ", some(r.differ(known)))
+	}
+}
+
+func (r *stampReader) differ(known *keytype.Types) (list []string) {
+	mine := known.KeyTypes()
+	for _, f := range r.plan.Families() {
+		if s := r.last.families[f.ID]; s.stamp != "" && s.types != mine.Families[f.Name].Types {
+			list = append(list, fmt.Sprintf("%s: %q here and %q for the daemon", f.Name, mine.Families[f.Name].Types, s.types))
+		}
+	}
+	return list
 }
 
 // take compares the daemon's terms with those of this process.
 func (r *stampReader) take(stamps *mapping.Stamps) {
 	families := r.plan.Families()
-	set := &stampSet{revision: stamps.Revision, families: make([]string, len(families)), entities: stamps.Entities}
+	set := &stampSet{revision: stamps.Revision, families: make([]familyStamp, len(families)), entities: stamps.Entities}
 	var missing, differ []string
 	for _, f := range families {
 		theirs, ok := stamps.Families[f.Name]
@@ -87,14 +129,16 @@ func (r *stampReader) take(stamps *mapping.Stamps) {
 			missing = append(missing, f.Name)
 			continue
 		}
-		if what := f.Terms().Differences(theirs.Terms); what != "" {
+		mine := f.Terms(mapping.KeyTypes{})
+		mine.Types = theirs.Types // what a key is made with is compared when it is made
+		if what := mine.Differences(theirs.Terms); what != "" {
 			differ = append(differ, f.Name+": "+what)
 			continue
 		}
-		set.families[f.ID] = theirs.Stamp
+		set.families[f.ID] = familyStamp{theirs.Stamp, theirs.Types}
 	}
-	for kind, mine := range r.plan.EntityTerms() {
-		if theirs, ok := stamps.Entities[kind]; !ok || theirs != mine {
+	for kind, mine := range r.plan.EntityTerms(mapping.KeyTypes{}) {
+		if theirs, ok := stamps.Entities[kind]; !ok || theirs.Variables != mine.Variables {
 			differ = append(differ, "the entity "+kind+", so that what depends on it is not stored")
 		}
 	}
@@ -109,7 +153,10 @@ func (r *stampReader) take(stamps *mapping.Stamps) {
 			r.since = time.Now()
 		}
 	}
-	r.last = set
+	if r.last == nil || !slices.Equal(r.last.families, set.families) || !maps.Equal(r.last.entities, set.entities) {
+		r.types.outdate() // before anybody knows of the new ones
+	}
+	r.last, r.compared = set, nil
 }
 
 // some of a list, for the log.
@@ -126,7 +173,13 @@ func (s *controlState) stamp(f *family) string {
 	if s == nil || s.stamps == nil || s.void() {
 		return ""
 	}
-	return s.stamps.families[f.ID]
+	return s.stamps.families[f.ID].stamp
+}
+
+// agrees says whether the daemon makes the family's keys as they are made here. Where it has no stamp, there is nothing to
+// agree on.
+func (s *controlState) agrees(f *family, r *rendering) bool {
+	return s == nil || s.stamps == nil || s.stamps.families[f.ID].stamp == "" || s.stamps.families[f.ID].types == r.terms
 }
 
 // follows says whether the daemon deals with what depends on the entity.
@@ -135,7 +188,12 @@ func (s *controlState) follows(e *mapping.Entity) bool {
 		return false
 	}
 	theirs, ok := s.stamps.entities[e.Kind]
-	return ok && theirs == e.Terms()
+	return ok && theirs.Variables == e.Vars
+}
+
+// names says whether the daemon names the entities of a kind as it is done here with these types.
+func (s *controlState) names(e *mapping.Entity, types *keytype.Types) bool {
+	return s.follows(e) && s.stamps.entities[e.Kind] == e.Terms(types.KeyTypes())
 }
 
 // believes says whether an entry with the stamp may be returned, after the look known. Where

@@ -18,8 +18,7 @@ import (
 const (
 	typesTimeout = time.Second
 	// typesInterval is how often the types are read again while there are reads: one query of
-	// the catalogs. What DDL has changed is purged by the daemon; this is so that readers go
-	// on with the text that the daemon has from then on.
+	// the catalogs. After DDL they are read at once, since the stamps move.
 	typesInterval = 10 * time.Second
 )
 
@@ -33,9 +32,10 @@ type keyTypes struct {
 	plan *mapping.Plan
 	log  *slog.Logger
 
-	known   atomic.Pointer[keytype.Types] // nil until the source has told
-	used    atomic.Bool                   // by a read, since they were read
-	outdate atomic.Bool                   // they are to be read before the next key is made
+	known  atomic.Pointer[keytype.Types] // nil until the source has told
+	used   atomic.Bool                   // by a read, since they were read
+	wanted atomic.Uint64                 // counts what asks for reading them before the next key is made
+	have   atomic.Uint64                 // how much of that they were read after
 
 	turn   chan struct{} // whose turn it is to ask
 	failed time.Time     // of whoever has the turn: when the source was asked in vain
@@ -47,12 +47,22 @@ func newKeyTypes(pool *pgxpool.Pool, plan *mapping.Plan, log *slog.Logger) *keyT
 	return &keyTypes{pool: pool, plan: plan, log: log, turn: make(chan struct{}, 1)}
 }
 
+// outdate has the types read before the next key is made.
+func (k *keyTypes) outdate() { k.wanted.Add(1) }
+
+func (k *keyTypes) current() *keytype.Types {
+	if k.have.Load() < k.wanted.Load() {
+		return nil
+	}
+	return k.known.Load()
+}
+
 // get is what is known, asked for first where it is nothing yet.
 func (k *keyTypes) get(ctx context.Context) (*keytype.Types, error) {
 	if !k.used.Load() {
 		k.used.Store(true)
 	}
-	if t := k.known.Load(); t != nil && !k.outdate.Load() {
+	if t := k.current(); t != nil {
 		return t, nil
 	}
 	select {
@@ -61,10 +71,10 @@ func (k *keyTypes) get(ctx context.Context) (*keytype.Types, error) {
 		return nil, ctx.Err()
 	}
 	defer func() { <-k.turn }()
-	t := k.known.Load()
-	if t != nil && !k.outdate.Load() {
+	if t := k.current(); t != nil {
 		return t, nil
 	}
+	t := k.known.Load()
 	if time.Since(k.failed) < sourcePause { // not each reader has to wait for it
 		return t, k.unless(t)
 	}
@@ -107,26 +117,15 @@ func (k *keyTypes) ask(ctx context.Context) error {
 		return err
 	}
 	defer conn.Release()
+	wanted := k.wanted.Load() // what comes while they are read, they may not have
 	types, err := keytype.Read(ctx, conn.Conn(), k.plan)
 	if err != nil {
 		return err
 	}
-	k.outdate.Store(false)
-	if old := k.known.Load(); old != nil && k.same(old, types) {
-		return nil // what is resolved with the old ones stays
-	}
 	k.known.Store(types)
+	k.have.Store(wanted)
 	k.tell(types)
 	return nil
-}
-
-func (k *keyTypes) same(a, b *keytype.Types) bool {
-	for _, f := range k.plan.Families() {
-		if a.Text(f) != b.Text(f) {
-			return false
-		}
-	}
-	return slices.Equal(a.EntityTexts(), b.EntityTexts())
 }
 
 // tell warns of columns that readers are refused values of, or all.
@@ -152,7 +151,7 @@ func (k *keyTypes) watch(ctx context.Context) {
 			return
 		}
 		if !k.used.Swap(false) {
-			k.outdate.Store(true)
+			k.outdate()
 			continue
 		}
 		if err := k.read(ctx); err != nil {
@@ -164,6 +163,7 @@ func (k *keyTypes) watch(ctx context.Context) {
 // rendering is how a family's keys are made, with the types that were known.
 type rendering struct {
 	types        *keytype.Types
+	terms        string         // see mapping.Terms
 	key, version []*keytype.Var // of the variables of the templates; nil for {version}
 	err          error          // a type is not known
 }
@@ -183,7 +183,7 @@ func (f *family) rendering(ctx context.Context) (*rendering, error) {
 }
 
 func newRendering(f *mapping.Family, types *keytype.Types) *rendering {
-	r := &rendering{types: types}
+	r := &rendering{types: types, terms: types.KeyTypes().Families[f.Name].Types}
 	vars := types.Family(f)
 	for i := range vars {
 		if err := vars[i].Unknown(); err != nil {

@@ -70,10 +70,7 @@ func openTyped(t *testing.T) (*bench, *Client) {
 		t.Fatal(err)
 	}
 	b.daemon.restamp(func(s *mapping.Stamps) { // it follows these families, too
-		for _, f := range plan.Families() {
-			s.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms()}
-		}
-		s.Entities = plan.EntityTerms()
+		follow(t, s, b.db, plan)
 	})
 	c, _ := b.open()
 	return b, c
@@ -180,16 +177,121 @@ func TestTypesAreAskedForUntilTheSourceTells(t *testing.T) {
 		t.Error("a key that cannot be made is invalidated")
 	}
 	b.db.Exec(t, `ALTER TABLE away RENAME TO items`)
-	c.types.outdate.Store(true)
+	c.types.outdate()
 	b.get(v, 1, "one")
 	if n := b.rdb.Exists(t.Context(), "item:1").Val(); n != 1 {
 		t.Error("nothing is cached")
 	}
-	b.db.Exec(t, `ALTER TABLE items ALTER id TYPE numeric(6,1)`)
-	c.types.outdate.Store(true)
+}
+
+// DDL changes what a value's text is. Whoever makes keys as before stores and returns nothing, from the moment on
+// at which the daemon says so; and no entry is believed under a key that was made with other types than the daemon's.
+func TestKeysFollowTheDaemonsTypes(t *testing.T) {
+	b := newBench(t, WithL1(100))
+	file, err := mapping.LoadOffline(b.mappings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range []string{"item", "list"} {
+		t.Run(family, func(t *testing.T) {
+			b := *b
+			b.TB = t
+			v := view(&b, family)
+			vars := func(id int) Vars {
+				if family == "list" {
+					return Vars{"shop": id, "q": 1}
+				}
+				return Vars{"id": id}
+			}
+			get := func() string {
+				t.Helper()
+				s, err := v.Get(t.Context(), vars(1), item(1))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s
+			}
+			many := func() string {
+				t.Helper()
+				items, err := v.GetMany(t.Context(), []Vars{vars(1)}, func(ctx context.Context, tx pgx.Tx, _ []Vars) ([]Item[string], error) {
+					s, err := item(1)(ctx, tx)
+					return []Item[string]{{s, true}}, err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return items[0].Value
+			}
+			get()
+			// The library reads of the DDL before the daemon has: what it makes now the daemon does not invalidate.
+			b.db.Exec(t, `ALTER TABLE items ALTER id TYPE numeric(6,1)`)
+			b.c.types.outdate()
+			for _, read := range []func() string{get, many} {
+				b.write(1, "two")
+				if got := read(); got != "two" {
+					t.Errorf("before the daemon knows: %q", got)
+				}
+				b.write(1, "three")
+				if got := read(); got != "three" {
+					t.Errorf("before the daemon knows, again: %q", got)
+				}
+			}
+			if n := b.rdb.Exists(t.Context(), family+":1.0").Val(); n != 0 {
+				t.Error("a key was made that the daemon does not make")
+			}
+			// The daemon knows: with the next look the library does, too.
+			b.daemon.restamp(func(s *mapping.Stamps) { follow(t, s, b.db, plan) })
+			b.looked(b.c)
+			if got := get(); got != "three" {
+				t.Errorf("under the new stamp: %q", got)
+			}
+			if n := b.rdb.Exists(t.Context(), family+":1.0").Val(); n != 1 {
+				t.Error("the key is not that of the new type")
+			}
+			// The other way round: the daemon knows of DDL that the library has not read of.
+			b.db.Exec(t, `ALTER TABLE items ALTER id TYPE int USING id::int`)
+			b.daemon.restamp(func(s *mapping.Stamps) { follow(t, s, b.db, plan) })
+			b.looked(b.c)
+			b.write(1, "four")
+			if got := get(); got != "four" {
+				t.Errorf("a key of before is believed: %q", got)
+			}
+			if n := b.rdb.Exists(t.Context(), family+":1").Val(); n != 1 {
+				t.Error("the key is not that of the type of now")
+			}
+		})
+	}
+}
+
+// A read that made its key before DDL was known does not store under it after.
+func TestKeyOfBeforeTheStampMoved(t *testing.T) {
+	b := newBench(t)
+	_, h := b.tapped()
+	v := view(b, "item")
+	b.get(v, 2, "one")
+	file, err := mapping.LoadOffline(b.mappings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := mapping.Compile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.once("get", "item:1", func() {
+		b.db.Exec(t, `ALTER TABLE items ALTER id TYPE numeric(6,1)`)
+		b.daemon.restamp(func(s *mapping.Stamps) { follow(t, s, b.db, plan) })
+		b.looked(b.c)
+	})
 	b.get(v, 1, "one")
+	if n := b.rdb.Exists(t.Context(), "item:1").Val(); n != 0 {
+		t.Error("it is stored under the key of before")
+	}
 	if n := b.rdb.Exists(t.Context(), "item:1.0").Val(); n != 1 {
-		t.Error("the key is not that of the new type")
+		t.Error("it is not stored under the key of now")
 	}
 }
 

@@ -130,7 +130,7 @@ var errLookAgain = errors.New("cache: what is known of the daemon is void")
 func (v *View[T]) getOnce(ctx context.Context, vars Vars, load loader[T], token *Token, last bool) (outcome[T], error) {
 	v.c.control.use(ctx)
 	known, told := v.c.control.look(), v.c.l1.look() // before anything is read
-	key, version, err := v.key(ctx, vars, token, told, nil)
+	key, version, err := v.key(ctx, vars, token, told, known, nil)
 	if err != nil {
 		return outcome[T]{}, err
 	}
@@ -264,9 +264,11 @@ const (
 // key renders the data key. told is how fresh memory was before. For a token the version is
 // read from Redis: memory may be behind what the control hash says.
 // Versions that were read before in the same call are taken from read, which may be nil.
-func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64, read map[string]string) (key string, from int, err error) {
+//
+// known is what was known of the daemon before. A key that the daemon would make otherwise is none.
+func (v *View[T]) key(ctx context.Context, vars Vars, token *Token, told int64, known *controlState, read map[string]string) (key string, from int, err error) {
 	r, err := v.f.rendering(ctx)
-	if errors.Is(err, errTypes) {
+	if errors.Is(err, errTypes) || err == nil && !known.agrees(v.f, r) {
 		return "?" + strconv.FormatUint(v.untyped.Add(1), 10), versionUntyped, nil
 	}
 	if err != nil {

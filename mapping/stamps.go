@@ -48,11 +48,29 @@ type Terms struct {
 	Staleness    int64  `json:"staleness"` // us
 	Hold         int64  `json:"hold"`      // us
 	OnInvalidate string `json:"on_invalidate"`
+	// Types are those of the columns that each variable comes from. The text of a value follows from
+	// them, so it is compared with the types that a key is made with, for each key.
+	Types string `json:"types"`
 }
 
 // EntityTerms are those of an entity.
 type EntityTerms struct {
-	Variables int `json:"variables"`
+	Variables int    `json:"variables"`
+	Types     string `json:"types"`
+}
+
+// KeyTypes say of what types the columns are that keys are made of, as the source has them. Family and
+// Entity texts are the same for all who ask one source with mappings that take the variables from
+// columns of the same types, whichever tables those are in.
+type KeyTypes struct {
+	Families, Entities map[string]KeyType // by name, by kind
+}
+
+// KeyType is what stands in KeyTypes of one family, or entity.
+type KeyType struct {
+	Types string // what the text of a value follows from
+	// Labels are the enums' names. A new name is a new text of rows that nothing logs.
+	Labels string
 }
 
 // NewStamp draws a stamp, or a revision.
@@ -66,9 +84,10 @@ func NewStamp() string {
 const StampLen = 16
 
 // Terms are the family's.
-func (f *Family) Terms() Terms {
+func (f *Family) Terms(types KeyTypes) Terms {
 	t := Terms{
-		Key: f.key.String(), Tenant: f.TenantVar, Class: f.Class.Name,
+		Types: types.Families[f.Name].Types,
+		Key:   f.key.String(), Tenant: f.TenantVar, Class: f.Class.Name,
 		Staleness: f.Class.Staleness.Microseconds(), Hold: f.Class.Hold().Microseconds(), OnInvalidate: "delete",
 	}
 	if f.Versioned {
@@ -81,13 +100,15 @@ func (f *Family) Terms() Terms {
 }
 
 // Terms are the entity's.
-func (e *Entity) Terms() EntityTerms { return EntityTerms{Variables: e.Vars} }
+func (e *Entity) Terms(types KeyTypes) EntityTerms {
+	return EntityTerms{Variables: e.Vars, Types: types.Entities[e.Kind].Types}
+}
 
 // EntityTerms are those of all entities, by kind.
-func (p *Plan) EntityTerms() map[string]EntityTerms {
+func (p *Plan) EntityTerms(types KeyTypes) map[string]EntityTerms {
 	all := make(map[string]EntityTerms, len(p.entities))
 	for kind, e := range p.entities {
-		all[kind] = e.Terms()
+		all[kind] = e.Terms(types)
 	}
 	return all
 }
@@ -107,20 +128,20 @@ func (t Terms) Differences(theirs Terms) string {
 	return strings.Join(list, ", ")
 }
 
-var termNames = []string{"key", "version", "tenant", "class", "staleness", "linger or max_rate", "on_invalidate"}
+var termNames = []string{"key", "version", "tenant", "class", "staleness", "linger or max_rate", "on_invalidate", "types of key columns"}
 
 func (t Terms) fields() []any {
 	return []any{
 		fmt.Sprintf("%q", t.Key), fmt.Sprintf("%q", t.Version), fmt.Sprintf("%q", t.Tenant), t.Class,
-		time.Duration(t.Staleness) * time.Microsecond, time.Duration(t.Hold) * time.Microsecond, t.OnInvalidate,
+		time.Duration(t.Staleness) * time.Microsecond, time.Duration(t.Hold) * time.Microsecond, t.OnInvalidate, fmt.Sprintf("%q", t.Types),
 	}
 }
 
 // Follows says of each family, by name, what is followed for it: its terms, and all mappings that make
-// it stale. Two plans with the same text remove the same keys of the family for each change, so
+// it stale, and the types of the columns that all these keys are made of. Two plans with the same text remove the same keys of the family for each change, so
 // that what was cached under one is as good under the other. Any of a plan's families may
 // depend on any of its entities, so what is mapped to those is part of it for each family.
-func (p *Plan) Follows() map[string]string {
+func (p *Plan) Follows(types KeyTypes) map[string]string {
 	rules := map[string][]string{} // by family
 	var entities []string
 	for _, list := range p.rules() {
@@ -138,7 +159,7 @@ func (p *Plan) Follows() map[string]string {
 	for _, f := range p.families {
 		own := rules[f.Name]
 		slices.Sort(own) // the order in the file means nothing
-		all[f.Name] = digest(f.Terms(), own, entities)
+		all[f.Name] = digest(f.Terms(types), types.Families[f.Name].Labels, own, entities, types.Entities)
 	}
 	return all
 }

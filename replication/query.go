@@ -52,8 +52,8 @@ func ConnectQuery(ctx context.Context, url, purpose string) (*pgx.Conn, error) {
 
 // OpenQueryConn connects and makes sure that it has reached the server of epoch: a
 // snapshot of another server says nothing about this one's transactions.
-func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, error) {
-	conn, err := ConnectQuery(ctx, url, "gate")
+func OpenQueryConn(ctx context.Context, url, purpose string, epoch Epoch) (*QueryConn, error) {
+	conn, err := ConnectQuery(ctx, url, purpose)
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +77,9 @@ func OpenQueryConn(ctx context.Context, url string, epoch Epoch) (*QueryConn, er
 
 // Close closes the connection.
 func (q *QueryConn) Close(ctx context.Context) { CloseControl(ctx, q.conn) }
+
+// Conn lends the connection to who asks for something else; nothing may be left open on it.
+func (q *QueryConn) Conn() *pgx.Conn { return q.conn }
 
 // Snapshot returns pg_current_snapshot() as text: xmin:xmax:xip_list.
 func (q *QueryConn) Snapshot(ctx context.Context) (string, error) {

@@ -36,6 +36,9 @@ type WatcherOptions struct {
 	// Baseline is the state to compare the first look with. Without one, what the
 	// first look finds counts as known.
 	Baseline CatalogState
+	// OnLook is part of each look that compares everything, which counts when it returns nil. quiet says that
+	// nothing has changed, or is to be looked for; took is how long the source has worked on it. May be nil.
+	OnLook func(ctx context.Context, quiet bool) (took time.Duration, err error)
 	// OnChange is told of changes, from the watcher's goroutine. The changes
 	// count as reported when it returns nil; after an error they are reported
 	// again at the next look. It may block; no look is taken meanwhile.

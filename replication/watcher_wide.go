@@ -96,6 +96,7 @@ func readWide(ctx context.Context, conn *pgx.Conn, publication string, tables []
 func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short shortLook, asked uint64, ddl int, began time.Time) error {
 	w.mu.Lock()
 	tables, known, waiting := w.tables, w.state, w.wait
+	quiet := w.announced && asked == w.answered
 	w.mu.Unlock()
 	look, err := readWide(ctx, conn, w.o.Publication, tables)
 	if err != nil {
@@ -111,11 +112,19 @@ func (w *CatalogWatcher) lookWide(ctx context.Context, conn *pgx.Conn, short sho
 	w.mu.Lock()
 	w.misled, w.standing, w.settling = v.misled, v.standing, v.settling
 	w.mu.Unlock()
+	took := look.took
+	if w.o.OnLook != nil {
+		more, err := w.o.OnLook(ctx, quiet && len(changed) == 0)
+		if err != nil {
+			return err
+		}
+		took += more
+	}
 	if err := w.report(ctx, changed, kinds, v.findings); err != nil {
 		return err
 	}
 	w.trigger, w.lastWide = short.trigger, began
-	w.recent = append(w.recent[max(0, len(w.recent)-2):], look.took)
+	w.recent = append(w.recent[max(0, len(w.recent)-2):], took)
 	w.took = slices.Min(w.recent)
 	// What the short look has found was there before. Where it was not asked for the same
 	// tables, it is not known: the next one differs, and all is compared once more.

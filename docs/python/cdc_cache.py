@@ -24,7 +24,7 @@ import redis
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from cdc_keys import FREE, BadVariable, RowText, Type, TypesUnknown, Value, encode, normal, read_type, text_of
+from cdc_keys import FREE, BadVariable, RowText, Type, TypesUnknown, Value, encode, normal, read_type, terms, text_of
 
 __all__ = ["BadVariable", "Cache", "Entry", "Family", "NotFound", "RowText", "TooSlow", "token_after_commit"]
 
@@ -63,6 +63,11 @@ class Family:
     serve_in_doubt: bool = False  # on_doubt: serve
     # Where each variable comes from in the mappings: {"id": ("public.users.id", ...)}. A variable that none tells is not here.
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def variables(self) -> set[str]:
+        """The names of those that a read gives values for."""
+        names = {m[1] for m in _VARIABLE.finditer(self.key) if m[1]}
+        return names - {"version"} if self.version else names
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ class Cache:
             name, raw = self._versioned(family, variables, types, name, raw, server)
         if isinstance(raw, redis.ResponseError):  # another type: read.lua replaces it
             raw = None
-        stamp = self._stamp(family, control)
+        stamp = self._stamp(family, types, control)
         until = self._proved_until(family, control) if stamp or family.serve_in_doubt else -math.inf
         if time.monotonic() >= until:
             self._reconnect()
@@ -245,8 +250,9 @@ class Cache:
             entry = None  # of before the family was followed, or of another reader's file
         return until, seconds * 1000 + micros // 1000, stamp, name, entry, server
 
-    def _stamp(self, family: Family, control: object) -> str:
-        """Under which entries of the family are believed. The hash names the text that held when it was read."""
+    def _stamp(self, family: Family, types: Types, control: object) -> str:
+        """Under which entries of the family are believed. The hash names the text that held when it was read; types are
+        what the key was made with. Where stamps move, they may be others by now: the next key is made with new ones."""
         revision = control[2] if isinstance(control, list) else None
         if not revision:
             return ""
@@ -254,15 +260,22 @@ class Cache:
             stamps = json.loads(self._rdb.get(self._stamps_key) or b"{}")
             if stamps.get("revision") != revision.decode():
                 return ""  # gone, or newer: the next look has both
-            self._stamps = revision, stamps
+            self._stamps, self._types = (revision, stamps), ({}, 0.0)
         theirs = self._stamps[1]["families"].get(family.name, {})
-        mine = (family.key, family.version, round(family.staleness * 1e6), round(family.hold * 1e6))
-        agreed = mine == tuple(theirs.get(term) for term in ("key", "version", "staleness", "hold"))
+        told = {name: types.get(name, ()) for name in family.variables()}
+        mine = (family.key, family.version, round(family.staleness * 1e6), round(family.hold * 1e6), terms(told))
+        agreed = mine == tuple(theirs.get(term) for term in ("key", "version", "staleness", "hold", "types"))
         return theirs["stamp"] if agreed else ""
 
     def _followed(self, entity: str) -> bool:
+        """Whether what is registered under the name will be removed with it. Should that change, all stamps move."""
         kind, *values = entity.split(":")
-        return self._stamps[1].get("entities", {}).get(kind) == {"variables": len(values)}
+        columns = self._entities.get(kind, ((),) * len(values))
+        known, _ = self._types
+        if any(c not in known for names in columns for c in names):
+            return False
+        mine = terms({str(i + 1): tuple(known[c] for c in names) for i, names in enumerate(columns)})
+        return self._stamps[1].get("entities", {}).get(kind) == {"variables": len(values), "types": mine}
 
     def _reconnect(self) -> None:
         """In doubt, at most once a second: behind a name the connections may lead to an old primary, where the daemon's
@@ -401,10 +414,12 @@ class Cache:
         wanted = {c for names in columns.values() for c in names}
         fresh = known if time.monotonic() < until else {}
         if wanted - fresh.keys():
+            stamps = self._stamps
             try:
                 with contextlib.nullcontext(conn) if conn else self._connect() as asked, asked.transaction():
                     fresh = fresh | {c: read_type(asked, c) for c in wanted - fresh.keys()}
-                self._types = fresh, until if time.monotonic() < until else time.monotonic() + _TYPES_FOR
+                if stamps is self._stamps:  # else they may be of before the stamps moved
+                    self._types = fresh, until if time.monotonic() < until else time.monotonic() + _TYPES_FOR
             except psycopg.Error:
                 if wanted - known.keys():
                     raise

@@ -10,6 +10,7 @@ import decimal
 import ipaddress
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psycopg
@@ -44,6 +45,7 @@ class Type:
     domain: bool = False
     nondeterministic: bool = False
     shown: str = ""
+    printed: str = ""  # what the text of a value follows from, as the daemon's stamps have it
 
 
 FREE = Type("")
@@ -60,8 +62,15 @@ WITH RECURSIVE base(typ, mod, depth, coll, shown) AS (
     FROM base b JOIN pg_type t ON t.oid = b.typ AND t.typtype = 'd'
 )
 SELECT CASE t.typtype WHEN 'e' THEN 'enum' ELSE t.typname END::text, b.mod, b.depth > 0,
-       coalesce(NOT l.collisdeterministic, false), b.shown
-FROM base b JOIN pg_type t ON t.oid = b.typ LEFT JOIN pg_collation l ON l.oid = b.coll
+       coalesce(NOT l.collisdeterministic, false), b.shown,
+       concat(s.nspname, '.', t.typname,
+              CASE WHEN b.mod < 0 OR t.oid = 1043 OR t.oid = 1042 AND b.depth = 0 THEN NULL
+                   WHEN t.oid = 1700 THEN ' scale ' || ((b.mod - 4) & 2047)
+                   ELSE ' ' || b.mod END,
+              CASE WHEN t.typtype <> 'b' THEN ' ' || t.typtype::text END,
+              CASE WHEN b.depth > 0 AND t.oid = 1042 THEN ' domain' END,
+              CASE WHEN NOT l.collisdeterministic THEN ' nondeterministic' END)
+FROM base b JOIN pg_type t ON t.oid = b.typ JOIN pg_namespace s ON s.oid = t.typnamespace LEFT JOIN pg_collation l ON l.oid = b.coll
 ORDER BY b.depth DESC LIMIT 1
 """
 
@@ -72,6 +81,11 @@ def read_type(conn: psycopg.Connection, column: str) -> Type:
     if row is None:
         raise TypesUnknown(f"there is no column {column}")
     return Type(*row)
+
+
+def terms(types: Mapping[str, tuple[Type, ...]]) -> str:
+    """Of what types the columns are that each variable comes from, as the daemon's stamps say it."""
+    return "; ".join(f"{name}: {', '.join(sorted({t.printed for t in types[name]}, key=str.encode))}" for name in sorted(types, key=str.encode))
 
 
 def encode(value: str | bytes | None) -> str:

@@ -162,7 +162,7 @@ func (a *applier) connect(ctx context.Context) error {
 	if a.query != nil {
 		return nil
 	}
-	q, err := replication.OpenQueryConn(ctx, a.d.sourceURL(), a.epoch)
+	q, err := replication.OpenQueryConn(ctx, a.d.sourceURL(), "gate", a.epoch)
 	if err != nil {
 		if errors.Is(err, replication.ErrSourceChanged) || replication.RefusesSessions(err) {
 			return backoff.Permanent(err)

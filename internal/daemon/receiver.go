@@ -278,6 +278,9 @@ func (r *receiver) bind(rel *decoder.Relation) {
 	}
 	r.tables[rel] = t
 	r.d.tableBound(rel, t)
+	if before != nil {
+		r.watcher.Look() // the DDL is visible, since a later transaction has come
+	}
 	if before != nil && !r.skipping {
 		r.out.Reset()
 		t.Invalidate(&r.out)

@@ -157,6 +157,7 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	defer stamps.close(context.WithoutCancel(ctx))
 	d.unproved()
 	d.owner = true // of the state, whatever it is: ours alone to take back from here on
 	if resumed {
@@ -244,7 +245,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 		stamps:  stamps, plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
 	}
 	a := &applier{d: d, checks: d.checks, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
-	watcher := d.newWatcher(plan, queue, catalog)
+	watcher := d.newWatcher(plan, queue, catalog, stamps)
 	r.watcher = watcher
 	d.fresh.follow(watcher.Proved)
 	var met *obstacle

@@ -60,10 +60,11 @@ func (d *daemon) findings(c *checks, list []replication.Finding) {
 
 // newWatcher watches the mapped tables for DDL that the log is silent about.
 // Changes count from baseline on.
-func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline replication.CatalogState) *replication.CatalogWatcher {
+func (d *daemon) newWatcher(plan *mapping.Plan, queue *ordering.Queue, baseline replication.CatalogState, stamps *stamper) *replication.CatalogWatcher {
 	w := replication.NewCatalogWatcher(replication.WatcherOptions{
 		Connect: d.connectFor("catalog"), Publication: d.file.Source.Publication.Name,
 		Tables: plan.Tables(), Baseline: baseline, Interval: replication.LookInterval(plan.Strictest()),
+		OnLook: stamps.lookAtTypes,
 		OnChange: func(ctx context.Context, changes []replication.CatalogChange) error {
 			return d.catalogChanged(ctx, queue, changes)
 		},

@@ -61,20 +61,29 @@ type stamper struct {
 	leave  context.CancelCauseFunc
 	gap    bool // readers have been told of one: nothing is to be called ok before step 3
 
-	withdrawn atomic.Pointer[mapping.Plan] // step 1 is done for it
+	withdrawn atomic.Pointer[following]    // step 1 is done for it
 	switched  atomic.Pointer[mapping.Plan] // step 2
 
 	mu        sync.Mutex // of who writes to Redis
 	published mapping.Stamps
 	purging   []string // families, in the published order
 
-	// Of step 3, for the plan that was switched to last.
+	asking sync.Mutex // of who asks the source, and acts upon what it says
 	source *replication.QueryConn
-	plan   *mapping.Plan // that first was taken for
-	first  ordering.Snapshot
-	sent   lsn.LSN
-	since  time.Time
-	told   bool
+
+	// Of step 3, for what is followed since the last step 1.
+	of    *following // that first was taken for
+	first ordering.Snapshot
+	sent  lsn.LSN
+	since time.Time
+}
+
+// following is what stamps are published for: a plan, and the types of the columns that its keys
+// are made of.
+type following struct {
+	plan    *mapping.Plan
+	types   mapping.KeyTypes
+	follows map[string]string
 }
 
 // attachStamps takes step 1 for the plan that this attachment begins with. resumed says that nothing
@@ -93,7 +102,8 @@ func (d *daemon) attachStamps(ctx context.Context, epoch replication.Epoch, resu
 		s.purging = known.Purging
 	}
 	plan := d.plan.Load()
-	if err := s.withdraw(ctx, plan); err != nil {
+	if err := s.follow(ctx, plan); err != nil {
+		s.close(ctx)
 		return nil, err
 	}
 	s.switched.Store(plan)
@@ -101,13 +111,15 @@ func (d *daemon) attachStamps(ctx context.Context, epoch replication.Epoch, resu
 	return s, nil
 }
 
+// close gives the connection back.
+func (s *stamper) close(ctx context.Context) {
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	s.hangUp(ctx)
+}
+
 // run takes the steps, and looks after what is published, until ctx ends.
 func (s *stamper) run(ctx context.Context) error {
-	defer func() {
-		if s.source != nil {
-			s.source.Close(ctx)
-		}
-	}()
 	pause := newBackOff()
 	for {
 		next := stampInterval
@@ -157,45 +169,37 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // step does what can be done now. done says that nothing is waited for.
 func (s *stamper) step(ctx context.Context) (done bool, err error) {
 	plan := s.d.plan.Load()
-	if plan != s.withdrawn.Load() {
-		if err := s.withdraw(ctx, plan); err != nil {
+	if !s.ready(plan) {
+		if err := s.follow(ctx, plan); err != nil {
 			return false, err
 		}
 	}
+	f := s.withdrawn.Load()
 	if s.switched.Load() != plan {
 		return false, nil // the receiver takes it before its next transaction
 	}
 	pending := s.pending(plan)
 	if len(pending) > 0 {
-		visible, err := s.visible(ctx, plan, pending)
+		visible, err := s.visible(ctx, f, pending)
 		if err != nil || !visible {
 			return false, err
 		}
 	}
 	if len(pending) > 0 || s.gap {
-		if err := s.grant(ctx, plan, pending); err != nil {
+		if granted, err := s.grant(ctx, f, pending); err != nil || !granted {
 			return false, err
 		}
 	}
 	s.checks.ok(conditionStamps)
-	s.giveBack(ctx)
 	return true, s.keep(ctx)
 }
 
-// giveBack closes the connection, which is not needed before the next plan: they are scarce.
-func (s *stamper) giveBack(ctx context.Context) {
-	if s.source != nil {
-		s.source.Close(ctx)
-		s.source = nil
-	}
-}
-
-// withdraw publishes what goes on to be followed under a plan as it was so far.
-func (s *stamper) withdraw(ctx context.Context, plan *mapping.Plan) error {
+// withdraw publishes what goes on to be followed as it was so far.
+func (s *stamper) withdraw(ctx context.Context, f *following) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	follows := plan.Follows()
-	next := mapping.Stamps{Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: plan.EntityTerms()}
+	follows := f.follows
+	next := mapping.Stamps{Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: f.plan.EntityTerms(f.types)}
 	for name, stamp := range s.published.Families {
 		if follows[name] == stamp.Follows { // never empty
 			next.Families[name] = stamp
@@ -209,12 +213,15 @@ func (s *stamper) withdraw(ctx context.Context, plan *mapping.Plan) error {
 			return err
 		}
 	}
-	s.withdrawn.Store(plan)
+	s.withdrawn.Store(f)
 	return nil
 }
 
 // ready says whether the receiver may take the plan.
-func (s *stamper) ready(plan *mapping.Plan) bool { return s.withdrawn.Load() == plan }
+func (s *stamper) ready(plan *mapping.Plan) bool {
+	f := s.withdrawn.Load()
+	return f != nil && f.plan == plan
+}
 
 // pending are the families of the plan without a stamp.
 func (s *stamper) pending(plan *mapping.Plan) []*mapping.Family {
@@ -230,8 +237,8 @@ func (s *stamper) pending(plan *mapping.Plan) []*mapping.Family {
 }
 
 // visible says whether all that was running when the plan came into force has ended.
-func (s *stamper) visible(ctx context.Context, plan *mapping.Plan, pending []*mapping.Family) (bool, error) {
-	snapshot, err := s.snapshot(ctx, plan)
+func (s *stamper) visible(ctx context.Context, f *following, pending []*mapping.Family) (bool, error) {
+	snapshot, err := s.snapshot(ctx, f)
 	if err != nil {
 		return false, err
 	}
@@ -251,21 +258,20 @@ func (s *stamper) visible(ctx context.Context, plan *mapping.Plan, pending []*ma
 	return false, nil
 }
 
-// snapshot asks the source what is visible now. The first time for a plan it also notes how far the log is:
+// snapshot asks the source what is visible now. The first time after step 1 it also notes how far the log is:
 // all that was not followed lies before.
-func (s *stamper) snapshot(ctx context.Context, plan *mapping.Plan) (snapshot ordering.Snapshot, err error) {
-	if s.source == nil {
-		if s.source, err = replication.OpenQueryConn(ctx, s.d.sourceURL(), s.epoch); err != nil {
-			s.source = nil
-			return snapshot, err
-		}
+func (s *stamper) snapshot(ctx context.Context, f *following) (snapshot ordering.Snapshot, err error) {
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if err := s.dial(ctx); err != nil {
+		return snapshot, err
 	}
 	defer func() {
 		if err != nil {
-			s.giveBack(ctx)
+			s.hangUp(ctx)
 		}
 	}()
-	if snapshot, err = (querier{s.source, &s.d.pulse.attach}).ReadSnapshot(ctx); err != nil || s.plan == plan {
+	if snapshot, err = (querier{s.source, &s.d.pulse.attach}).ReadSnapshot(ctx); err != nil || s.of == f {
 		return snapshot, err
 	}
 	_, rows, err := s.source.Query(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text", nil, 1)
@@ -275,35 +281,39 @@ func (s *stamper) snapshot(ctx context.Context, plan *mapping.Plan) (snapshot or
 	if s.sent, err = lsn.Parse(string(rows[0][0])); err != nil {
 		return snapshot, err
 	}
-	s.plan, s.first, s.since = plan, snapshot, time.Now()
+	s.of, s.first, s.since = f, snapshot, time.Now()
 	return snapshot, nil
 }
 
-// grant publishes stamps for families that had none, and has what was cached before removed.
-func (s *stamper) grant(ctx context.Context, plan *mapping.Plan, pending []*mapping.Family) error {
+// grant publishes stamps for families that had none, and has what was cached before removed. It does not where
+// there was another step 1 meanwhile.
+func (s *stamper) grant(ctx context.Context, f *following, pending []*mapping.Family) (granted bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	follows := plan.Follows()
-	next := mapping.Stamps{Revision: mapping.NewStamp(), Families: maps.Clone(s.published.Families), Entities: plan.EntityTerms()}
+	if s.withdrawn.Load() != f {
+		return false, nil
+	}
+	next := mapping.Stamps{Revision: mapping.NewStamp(), Families: maps.Clone(s.published.Families), Entities: f.plan.EntityTerms(f.types)}
 	if next.Families == nil {
 		next.Families = map[string]mapping.Stamp{}
 	}
 	purging := slices.Clone(s.purging)
-	for _, f := range pending {
-		next.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Follows: follows[f.Name], Terms: f.Terms()}
-		if !slices.Contains(purging, f.Name) {
-			purging = append(purging, f.Name)
+	for _, family := range pending {
+		name := family.Name
+		next.Families[name] = mapping.Stamp{Stamp: mapping.NewStamp(), Follows: f.follows[name], Terms: family.Terms(f.types)}
+		if !slices.Contains(purging, name) {
+			purging = append(purging, name)
 		}
 	}
 	if s.gap && s.d.sink.Dedicated() {
 		if err := s.insist(ctx, func() error { return s.d.sink.Flush(ctx) }); err != nil {
-			return err
+			return false, err
 		}
 		purging = nil
 	}
 	failpoint.Hit(failpoint.Stamping)
 	if err := s.publish(ctx, next, purging, s.sent); err != nil {
-		return err
+		return false, err
 	}
 	s.d.log.Info("families are followed from here on; what was cached before is removed behind it", "families", len(pending), "purging", len(purging))
 	if s.gap {
@@ -313,7 +323,7 @@ func (s *stamper) grant(ctx context.Context, plan *mapping.Plan, pending []*mapp
 			s.d.log.Info("gap closed: readers refuse what was cached before")
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // publish writes stamps until Redis has acknowledged them: the same ones each time, so that

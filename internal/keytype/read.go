@@ -5,8 +5,8 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -23,6 +23,7 @@ var typesSQL string
 type Types struct {
 	families map[string][]Var
 	entities map[string][]Var
+	terms    mapping.KeyTypes
 }
 
 // Var is a variable, with the types of all that it comes from.
@@ -47,29 +48,40 @@ func (t *Types) Family(f *mapping.Family) []Var { return t.families[f.Name] }
 // Entity are the variables of the entity, in their order.
 func (t *Types) Entity(kind string) []Var { return t.entities[kind] }
 
-// Text says of what columns, and of what types, the family's keys are made. It is the same
-// for all who ask the same source with the same mappings, whatever their role's settings, and
-// changes with anything that the text of a key depends on.
-func (t *Types) Text(f *mapping.Family) string { return text(t.Family(f)) }
+// KeyTypes are all of them, for the stamps.
+func (t *Types) KeyTypes() mapping.KeyTypes { return t.terms }
 
-func text(vars []Var) string {
-	var b strings.Builder
-	for _, v := range vars {
-		b.WriteString(v.Name + ":\n")
-		for _, c := range v.Columns {
-			fmt.Fprintf(&b, "  %q %q %q %q %q %s\n", c.Source.Schema, c.Source.Table, c.Source.Query, c.Source.Message, c.Source.Column, c.Type.identity())
+// keyType says of the variables, sorted by name, of what types the columns are that they come
+// from: each type once, also sorted.
+func keyType(vars []Var, name func(int) string) mapping.KeyType {
+	order := make([]int, len(vars))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(name(a), name(b)) })
+	var k mapping.KeyType
+	for n, i := range order {
+		var prints []string
+		for _, c := range vars[i].Columns {
+			switch {
+			case c.Source.Message != "":
+				continue
+			case c.Err != nil:
+				prints = append(prints, "unknown")
+			default:
+				prints = append(prints, c.Type.Print)
+			}
+			if c.Type.Labels != "" {
+				k.Labels += c.Type.Print + ": " + c.Type.Labels + "\n"
+			}
 		}
+		slices.Sort(prints)
+		if n > 0 {
+			k.Types += "; "
+		}
+		k.Types += name(i) + ": " + strings.Join(slices.Compact(prints), ", ")
 	}
-	return b.String()
-}
-
-// EntityTexts is Text for the entities, by kind.
-func (t *Types) EntityTexts() []string {
-	var all []string
-	for _, kind := range slices.Sorted(maps.Keys(t.entities)) {
-		all = append(all, kind+"\n"+text(t.entities[kind]))
-	}
-	return all
+	return k
 }
 
 // Missing are the columns whose type cannot be known, each once.
@@ -90,6 +102,15 @@ func (t *Types) Missing() []Column {
 	}
 	slices.SortFunc(all, func(a, b Column) int { return strings.Compare(a.Source.String(), b.Source.String()) })
 	return all
+}
+
+// Locked says whether a for_each query could not be described within lock_timeout: DDL under way
+// holds a table that it reads.
+func (t *Types) Locked() bool {
+	return slices.ContainsFunc(t.Missing(), func(c Column) bool {
+		var pg *pgconn.PgError
+		return errors.As(c.Err, &pg) && pg.Code == "55P03"
+	})
 }
 
 // ErrNoColumn is of a column that the source does not have.
@@ -122,6 +143,13 @@ func Read(ctx context.Context, conn *pgx.Conn, plan *mapping.Plan) (*Types, erro
 	}
 	for kind, vars := range entities {
 		t.entities[kind] = r.vars(vars)
+	}
+	t.terms = mapping.KeyTypes{Families: map[string]mapping.KeyType{}, Entities: map[string]mapping.KeyType{}}
+	for name, vars := range t.families {
+		t.terms.Families[name] = keyType(vars, func(i int) string { return vars[i].Name })
+	}
+	for kind, vars := range t.entities { // each mapping has names of its own for them
+		t.terms.Entities[kind] = keyType(vars, func(i int) string { return strconv.Itoa(i + 1) })
 	}
 	return t, nil
 }
@@ -234,7 +262,7 @@ func (r *reader) ask(ctx context.Context, conn *pgx.Conn) error {
 		var n int
 		var t Type
 		var class, category string
-		if err := rows.Scan(&n, &t.Name, &t.Schema, &t.Base, &t.OID, &t.Mod, &class, &category, &t.Domain, &t.Collation, &t.Nondeterministic); err != nil {
+		if err := rows.Scan(&n, &t.Name, &t.Schema, &t.Base, &t.OID, &t.Mod, &class, &category, &t.Domain, &t.Collation, &t.Nondeterministic, &t.Print, &t.Labels); err != nil {
 			return fmt.Errorf("%s: %w", op, err)
 		}
 		t.Form = formOf(&t, class, category)

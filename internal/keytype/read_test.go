@@ -80,8 +80,7 @@ func TestTypesOfAllThatKeysAreMadeOf(t *testing.T) {
 	}
 
 	// What people see may differ with the search path, the text does not.
-	a, _ := p.Family("a")
-	text := types.Text(a)
+	text := types.KeyTypes().Families["a"]
 	if _, err := conn.Exec(t.Context(), `SET search_path = pg_catalog`); err != nil {
 		t.Fatal(err)
 	}
@@ -89,12 +88,34 @@ func TestTypesOfAllThatKeysAreMadeOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := again.Text(a); got != text {
-		t.Errorf("with another search path it is\n%s\nwithout\n%s", got, text)
+	if got := again.KeyTypes().Families["a"]; got != text {
+		t.Errorf("with another search path it is\n%+v\nwithout\n%+v", got, text)
 	}
-	db.Exec(t, `ALTER TABLE users ALTER n TYPE numeric(4,1)`)
-	if again, err = Read(t.Context(), conn, p); err != nil || again.Text(a) == text {
-		t.Errorf("a column has another type (%v), and the text is the same", err)
+	if want := "id: pg_catalog.int8; m: public.mood e; n: pg_catalog.numeric; name: pg_catalog.varchar; p: pg_catalog.numeric scale 2; s: pg_catalog.bpchar 10 domain; tags: pg_catalog._text"; text.Types != want {
+		t.Errorf("the types are %s, want %s", text.Types, want)
+	}
+	for _, tt := range []struct {
+		ddl           string
+		types, labels bool // they change
+	}{
+		{`ALTER TABLE users ALTER n TYPE numeric(4,1)`, true, false},
+		{`ALTER TABLE users ALTER n TYPE numeric(5,1)`, false, false}, // no text differs
+		{`ALTER TABLE users ALTER name TYPE varchar(30)`, false, false},
+		{`ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'`, false, true},
+		{`ALTER TABLE users ALTER s TYPE char(6)`, true, false},
+		{`ALTER TABLE users ALTER s TYPE char(8)`, false, false},
+		{`CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`, false, false},
+		{`ALTER TABLE users ALTER name TYPE varchar(30) COLLATE nocase`, true, false},
+	} {
+		before := again.KeyTypes().Families["a"]
+		db.Exec(t, tt.ddl)
+		if again, err = Read(t.Context(), conn, p); err != nil {
+			t.Fatal(err)
+		}
+		now := again.KeyTypes().Families["a"]
+		if (now.Types != before.Types) != tt.types || (now.Labels != before.Labels) != tt.labels {
+			t.Errorf("%s: %+v\nbefore: %+v", tt.ddl, now, before)
+		}
 	}
 }
 

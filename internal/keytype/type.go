@@ -1,8 +1,6 @@
 package keytype
 
 import (
-	"fmt"
-
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
@@ -17,17 +15,12 @@ type Type struct {
 	Form             Form
 	Collation        string
 	Nondeterministic bool // the collation takes different texts for equal
+	// Print is all that the text of a value follows from. Names that people see follow the search
+	// path, and are left out; so are oids, which differ after a restore, and what changes no text.
+	Print  string
+	Labels string // of an enum, or of an array of one
 
 	Normal mapping.Normal // that the variable's values have in keys
-}
-
-// identity is all that the text of a key depends on. Names that people see follow the search
-// path, and are left out; so are oids, which differ after a restore.
-func (t *Type) identity() string {
-	if t.Base == "" {
-		return "-"
-	}
-	return fmt.Sprintf("%q.%q %d %t %t", t.Schema, t.Base, t.Mod, t.Domain, t.Nondeterministic)
 }
 
 // Form is how values of a type are printed.

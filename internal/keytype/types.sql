@@ -26,7 +26,16 @@ WITH RECURSIVE want AS (
     JOIN pg_type t ON t.oid = b.typ AND t.typtype = 'd'
 )
 SELECT c.n::int, format_type(c.typ, c.mod), s.nspname::text, t.typname::text, t.oid, b.mod, t.typtype::text, t.typcategory::text,
-       b.depth > 0, coalesce(quote_ident(cs.nspname) || '.' || quote_ident(l.collname), ''), coalesce(NOT l.collisdeterministic, false)
+       b.depth > 0, coalesce(quote_ident(cs.nspname) || '.' || quote_ident(l.collname), ''), coalesce(NOT l.collisdeterministic, false),
+       -- What the text of a value follows from. A reader in another language makes the same (docs/protocol.md), so the text is part of the protocol.
+       concat(s.nspname, '.', t.typname,
+              CASE WHEN b.mod < 0 OR t.oid = 1043 OR t.oid = 1042 AND b.depth = 0 THEN NULL -- the length of a varchar, or of a char(n) that is no domain
+                   WHEN t.oid = 1700 THEN ' scale ' || ((b.mod - 4) & 2047)
+                   ELSE ' ' || b.mod END,
+              CASE WHEN t.typtype <> 'b' THEN ' ' || t.typtype::text END,
+              CASE WHEN b.depth > 0 AND t.oid = 1042 THEN ' domain' END,
+              CASE WHEN NOT l.collisdeterministic THEN ' nondeterministic' END),
+       coalesce((SELECT string_agg(e.oid || ' ' || e.enumlabel, ',' ORDER BY e.oid) FROM pg_enum e WHERE e.enumtypid IN (t.oid, t.typelem)), '')
 FROM col c
 JOIN (SELECT DISTINCT ON (n) * FROM base ORDER BY n, depth DESC) b ON b.n = c.n
 JOIN pg_type t ON t.oid = b.typ

@@ -25,7 +25,7 @@ const (
 )
 
 func newResolver(ctx context.Context, url string, epoch replication.Epoch) (*resolver, error) {
-	q, err := replication.OpenQueryConn(ctx, url, epoch)
+	q, err := replication.OpenQueryConn(ctx, url, "gate", epoch)
 	if err != nil {
 		return nil, err
 	}

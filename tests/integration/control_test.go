@@ -57,7 +57,7 @@ func TestConnectionsWhileStreaming(t *testing.T) {
 	w.eventually("the connection for the setup is closed, and the others are there", func() bool {
 		open = query[string](w, `SELECT coalesce(string_agg(application_name, ', ' ORDER BY application_name), '') FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name LIKE 'cdc-invalidator%'`)
-		return open == "cdc-invalidator, cdc-invalidator catalog, cdc-invalidator gate, cdc-invalidator heartbeat, cdc-invalidator standby"
+		return open == "cdc-invalidator, cdc-invalidator catalog, cdc-invalidator gate, cdc-invalidator heartbeat, cdc-invalidator standby, cdc-invalidator types"
 	})
 	p.stop()
 }

@@ -84,6 +84,7 @@ func cases() []protocolCase {
 		{"a lease from before a family was followed anew is nobody's", leaseOfBefore},
 		{"a family that is not followed is read from the source", notFollowed},
 		{"a family on other terms is read from the source", otherTerms},
+		{"DDL that changes the text of a key leaves none of before in use", typesMove},
 		{"what depends on an entity that is not followed is not stored", entityNotFollowed},
 		{"what is not proved is served where the class says so", doubtServed},
 		{"a value too old to be returned is loaded again", tooOldToReturn},

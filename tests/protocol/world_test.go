@@ -13,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
@@ -81,9 +82,18 @@ func newWorld(t *testing.T) *world {
 // believed any more.
 func (w *world) follow(t *testing.T, plan *mapping.Plan) {
 	t.Helper()
-	s := &mapping.Stamps{Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: plan.EntityTerms()}
+	conn := w.db.Conn(t)
+	read, err := keytype.Read(t.Context(), conn, plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	types := read.KeyTypes()
+	s := &mapping.Stamps{Revision: mapping.NewStamp(), Families: map[string]mapping.Stamp{}, Entities: plan.EntityTerms(types)}
 	for _, f := range plan.Families() {
-		s.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms()}
+		s.Families[f.Name] = mapping.Stamp{Stamp: mapping.NewStamp(), Terms: f.Terms(types)}
 	}
 	w.stamps.Store(s)
 	if err := w.say(context.WithoutCancel(t.Context())); err != nil {

@@ -57,9 +57,9 @@ consistency: ## readers, writers and failures against the promise, in long form,
 	@scripts/setup-servers.sh
 	CDC_CONSISTENCY=long go test -count 1 -v -timeout 30m -run 'TestConsistency$(if $(filter command,$(firstword $(origin RUN))),/library/$(RUN))' ./tests/consistency
 
-planted: ## plant known bugs one after the other, and see each caught (takes about ten minutes)
+planted: ## plant known bugs one after the other, and see each caught (takes about ten minutes; RUN=name for some)
 	@scripts/setup-servers.sh
-	CDC_CONSISTENCY=planted go test -count 1 -v -timeout 90m -run '^TestPlanted$$' ./tests/consistency
+	CDC_CONSISTENCY=planted go test -count 1 -v -timeout 90m -run '^TestPlanted$$$(if $(filter command,$(firstword $(origin RUN))),/$(RUN))' ./tests/consistency
 
 images: ## build the local container images from Debian's packages, for where no registry answers
 	@docker/images.sh build

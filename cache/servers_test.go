@@ -66,11 +66,13 @@ func (p *proxy) lead(to string) { p.to.Store(&to) }
 // new one. What it reads is of one of them, and of the one that the daemon writes to.
 func TestPoolBehindANameIsOfOnePrimary(t *testing.T) {
 	for name, options := range map[string][]Option{"": nil, "without a timeout": {WithRedisTimeout(0)}} {
-		t.Run(name, func(t *testing.T) { testPoolBehindAName(t, options) })
+		t.Run(name, func(t *testing.T) { testPoolBehindAName(t, 10, options) })
 	}
+	// With few connections at first, most are made when the name leads to the new primary.
+	t.Run("a pool that grows", func(t *testing.T) { testPoolBehindAName(t, 2, nil) })
 }
 
-func testPoolBehindAName(t *testing.T, options []Option) {
+func testPoolBehindAName(t *testing.T, idle int, options []Option) {
 	inStep := localserver.RedisOptions{Args: []string{"--repl-diskless-sync-delay", "0"}}
 	primary, replica := servertest.PrivateRedis(t, inStep), servertest.PrivateRedis(t, inStep)
 	pc, rc := servertest.RedisClient(t, primary.URL()), servertest.RedisClient(t, replica.URL())
@@ -79,7 +81,7 @@ func testPoolBehindAName(t *testing.T, options []Option) {
 	}
 	p := newProxy(t, primary.Address())
 	b := newBenchWith(t, servertest.Postgres(t), pc)
-	b.rdb = redis.NewClient(&redis.Options{Addr: p.l.Addr().String(), PoolSize: 20, PoolFIFO: true, MinIdleConns: 10})
+	b.rdb = redis.NewClient(&redis.Options{Addr: p.l.Addr().String(), PoolSize: 20, PoolFIFO: true, MinIdleConns: idle})
 	t.Cleanup(func() { _ = b.rdb.Close() })
 	b.c, b.registry = b.open(options...)
 	v := view(b, "quick")
@@ -110,15 +112,13 @@ func testPoolBehindAName(t *testing.T, options []Option) {
 		}
 	}
 	changed := time.Now()
-	var stale, back atomic.Int64
+	var stale atomic.Int64
 	var wg sync.WaitGroup
-	for w := range 8 {
+	for w := range 16 {
 		wg.Go(func() {
 			for n := 0; time.Since(changed) < 4*time.Second; n++ {
-				loaded := false
 				began := time.Now()
 				s, err := v.Get(t.Context(), Vars{"id": (n+w)%ids + 1}, func(ctx context.Context, tx pgx.Tx) (string, error) {
-					loaded = true
 					return item((n+w)%ids+1)(ctx, tx)
 				})
 				if err != nil {
@@ -128,9 +128,6 @@ func testPoolBehindAName(t *testing.T, options []Option) {
 				if s != "two" && began.Sub(changed) > v.f.Class.Staleness {
 					stale.Add(1)
 				}
-				if s == "two" && !loaded {
-					back.CompareAndSwap(0, int64(time.Since(changed)))
-				}
 			}
 		})
 	}
@@ -138,10 +135,15 @@ func testPoolBehindAName(t *testing.T, options []Option) {
 	if n := stale.Load(); n > 0 {
 		t.Errorf("%d stale reads", n)
 	}
-	if back.Load() == 0 {
-		t.Error("reads do not come back to the cache")
-	}
-	t.Logf("reads are back in the cache after %v", time.Duration(back.Load()))
+	// Of one reader, since a flight that it shared would look like a hit.
+	eventually(t, "reads are back in the cache", func() bool {
+		loaded := false
+		s, err := v.Get(t.Context(), Vars{"id": 1}, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			loaded = true
+			return item(1)(ctx, tx)
+		})
+		return err == nil && s == "two" && !loaded
+	})
 	if n := rc.Exists(t.Context(), "quick:1").Val(); n != 1 {
 		t.Error("nothing is stored on the new primary")
 	}

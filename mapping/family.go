@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"time"
 )
@@ -45,6 +46,11 @@ func (f *Family) Pattern(tenant []byte) string {
 	}
 	return f.target().Pattern(values)
 }
+
+// VersionKeys matches a versioned family's version keys, and of all else no more than values
+// allow. A glob would not do: its star takes data keys, which begin like their version key
+// more often than not, and what is moved on there is a value no more, and never runs out.
+func (f *Family) VersionKeys() *regexp.Regexp { return f.target().exact() }
 
 // DataPattern is a glob for the family's data keys, under any version.
 func (f *Family) DataPattern() string { return f.key.Pattern(nil) }

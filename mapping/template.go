@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -133,6 +134,19 @@ func (t *Template) Pattern(values map[string]string) string {
 	}
 	globEscape(&b, t.lits[len(t.vars)])
 	return b.String()
+}
+
+// exact matches the keys of the template: between its literals stands what AppendEncoded makes.
+func (t *Template) exact() *regexp.Regexp {
+	var b strings.Builder
+	b.WriteString("^")
+	for i := range t.vars {
+		b.WriteString(regexp.QuoteMeta(t.lits[i]))
+		b.WriteString(`[^\x00-\x20\x7f:*?\[\]{}\\]*`)
+	}
+	b.WriteString(regexp.QuoteMeta(t.lits[len(t.vars)]))
+	b.WriteString("$")
+	return regexp.MustCompile(b.String())
 }
 
 func globEscape(b *strings.Builder, s string) {

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
@@ -31,9 +32,11 @@ func (r *Redis) PurgeBehind(ctx context.Context, families []*mapping.Family, pag
 			total++
 			continue
 		}
-		globs.add(f.Pattern(nil), f.Versioned)
 		if f.Versioned {
-			globs.add(f.AbsentPattern(nil), false)
+			globs.add(f.Pattern(nil), f.VersionKeys())
+			globs.add(f.AbsentPattern(nil), nil)
+		} else {
+			globs.add(f.Pattern(nil), nil)
 		}
 	}
 	if len(globs.list) > 0 {
@@ -56,12 +59,12 @@ type globs struct {
 }
 
 type glob struct {
-	pieces    []string // literals, between which anything stands
-	versioned bool     // what it matches are version keys
+	pieces   []string       // literals, between which anything stands
+	versions *regexp.Regexp // of what it matches these are version keys, and the rest is nothing to it; nil where it matches data keys
 }
 
-func (g *globs) add(pattern string, versioned bool) {
-	p := glob{pieces: pieces(pattern), versioned: versioned}
+func (g *globs) add(pattern string, versions *regexp.Regexp) {
+	p := glob{pieces: pieces(pattern), versions: versions}
 	begin := p.pieces[0]
 	if g.byBegin == nil {
 		g.byBegin = map[string][]int{}
@@ -97,6 +100,9 @@ func pieces(pattern string) []string {
 }
 
 func (g *glob) matches(key string) bool {
+	if g.versions != nil && !g.versions.MatchString(key) {
+		return false
+	}
 	last := len(g.pieces) - 1
 	if last == 0 {
 		return key == g.pieces[0]
@@ -140,7 +146,7 @@ func (g *globs) sort(keys []string) (remove, versions []string) {
 			}
 			for _, i := range g.byBegin[key[:n]] {
 				if p := &g.list[i]; p.matches(key) {
-					data, version = data || !p.versioned, version || p.versioned
+					data, version = data || p.versions == nil, version || p.versions != nil
 				}
 			}
 		}

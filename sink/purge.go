@@ -134,7 +134,11 @@ func (r *Redis) purge(ctx context.Context, be *backend, f *mapping.Family, tenan
 		r.metrics.purges.Inc()
 		return 1, nil
 	}
-	total, err := r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.Pattern(tenant), advance: f.Versioned, stream: stream, at: at})
+	versions := scan{r: r, be: be, pattern: f.Pattern(tenant), stream: stream, at: at}
+	if f.Versioned {
+		versions.advance = f.VersionKeys()
+	}
+	total, err := r.scanAll(ctx, be, versions)
 	if err == nil && f.Versioned {
 		var n int64
 		n, err = r.scanAll(ctx, be, scan{r: r, be: be, pattern: f.AbsentPattern(tenant)})

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -114,7 +115,10 @@ func TestPurgeOfVersionsMovesThem(t *testing.T) {
 	if err := r.Apply(t.Context(), batch(t, 100, invs...)); err != nil {
 		t.Fatal(err)
 	}
-	fill(t, c, "t:1:search:old-entry")
+	// Data keys begin like their version key, and other keys may.
+	beside := []string{"t:1:search:old-entry", "t:1:search:0a:search", "t:1:2:search", "t:1 :search"}
+	fill(t, c, beside...)
+	filled := c.MGet(t.Context(), beside...).Val()
 	before := c.MGet(t.Context(), numbered("t:%d:search", 300)...).Val()
 	check := func(what string) {
 		t.Helper()
@@ -140,6 +144,9 @@ func TestPurgeOfVersionsMovesThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("the commit after the purge")
+	if now := c.MGet(t.Context(), beside...).Val(); !slices.Equal(now, filled) {
+		t.Errorf("keys that are no version keys hold %q, and held %q", now, filled)
+	}
 }
 
 // A reader that finds no version key takes 0 for the version. What it caches then is

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 
 	"github.com/redis/go-redis/v9"
@@ -17,8 +18,8 @@ type scan struct {
 	be         *backend
 	c          *redis.Client
 	pattern    string
-	advance    bool // what the pattern matches are version keys
-	versioned  bool // what is being removed is
+	advance    *regexp.Regexp // of what the pattern matches these are version keys, to be moved on
+	versioned  bool           // what is being removed is
 	stream     string
 	limiter    *rate.Limiter
 	sort       func(keys []string) (remove, versions []string) // of what the pattern matches; may be nil
@@ -71,8 +72,9 @@ func (s *scan) handle(ctx context.Context, keys []string) error {
 	switch {
 	case s.sort != nil:
 		keys, versions = s.sort(keys)
-	case s.advance:
-		keys, versions = nil, keys
+	case s.advance != nil:
+		versions = slices.DeleteFunc(keys, func(key string) bool { return !s.advance.MatchString(key) })
+		keys = nil
 	}
 	for _, part := range []struct {
 		keys      []string

@@ -40,6 +40,8 @@ func libraryScenarios() []scenario {
 		{name: "library/Redis restarted with old data", long: true, options: ownRedis, run: redisRestartedOld},
 		{name: "library/Redis hangs", long: true, options: ownRedis, run: redisHangs},
 		{name: "library/source restarted", long: true, options: ownSource, run: sourceRestarted},
+		{name: "library/slot lost", run: slotLost},
+		{name: "library/gap while commits wait for a standby", options: ownSource, run: gapInLimbo},
 		{name: "library/standby reader", options: ownSource, run: standbyStands},
 		{name: "library/L1: traffic", run: l1Traffic},
 		{name: "library/L1: stored late", run: l1StoreLate},

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
@@ -122,8 +123,11 @@ func (k *keyTypes) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.known.Store(types)
+	first := k.known.Swap(types) == nil
 	k.have.Store(wanted)
+	if first {
+		k.tellOfLower(ctx, conn.Conn(), types)
+	}
 	k.tell(types)
 	return nil
 }
@@ -137,6 +141,17 @@ func (k *keyTypes) tell(types *keytype.Types) {
 		}
 	}
 	k.told = findings
+}
+
+// tellOfLower warns once where the source's lower() is another one than that of keys.
+func (k *keyTypes) tellOfLower(ctx context.Context, conn *pgx.Conn, types *keytype.Types) {
+	findings, err := types.LowerFindings(ctx, conn, k.plan)
+	if err != nil {
+		k.log.Debug("{|lower} could not be compared with the source's lower()", "error", err)
+	}
+	for _, f := range findings {
+		k.log.Warn("keys: "+f.Where+": "+f.Problem, "fix", f.Fix)
+	}
 }
 
 // watch reads the types again from time to time. While nobody reads, it leaves that to the next

@@ -76,11 +76,16 @@ func lowerRune(r rune) rune {
 			r += 'a' - 'A'
 		}
 		return r
-	case r == 0x1c89, r == 0x2c2f, r == 0xa7c0, r >= 0xa7cb && r <= 0xa7df,
-		r >= 0x10570 && r <= 0x10595, r >= 0x10d50 && r <= 0x10d65, r >= 0x16ea0 && r <= 0x16eb8:
+	case LaterLetter(r):
 		return r
 	}
 	return unicode.ToLower(r)
+}
+
+// LaterLetter says of a letter that it has got a lower case after Unicode 13.0.
+func LaterLetter(r rune) bool {
+	return r == 0x1c89 || r == 0x2c2f || r == 0xa7c0 || r >= 0xa7cb && r <= 0xa7df ||
+		r >= 0x10570 && r <= 0x10595 || r >= 0x10d50 && r <= 0x10d65 || r >= 0x16ea0 && r <= 0x16eb8
 }
 
 func trimNumber(value []byte) []byte {

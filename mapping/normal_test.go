@@ -11,7 +11,7 @@ import (
 )
 
 // The mapping is frozen: readers in other languages have the same, whatever version of Unicode
-// their languages know. docs/python/cdc_keys.py has the same sum, see tests/protocol.
+// their languages know. tests/protocol compares docs/python/cdc_keys.py, letter by letter.
 func TestLowerIsThatOfUnicode13(t *testing.T) {
 	sum, letters := sha256.New(), 0
 	for r := rune(0); r <= unicode.MaxRune; r++ {

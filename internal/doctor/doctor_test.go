@@ -194,7 +194,10 @@ func TestColumnsWithSeveralTexts(t *testing.T) {
 		return strings.Replace(s, "keys: [user, search]", "keys: [user, search]\n    dependents: [\"who:{id}\"]\n  - {table: public.orders, dependents: [\"who:{who}\"]}", 1)
 	}
 	r = w.examine()
-	wantFindings(t, r, "tables key_types_differ warning")
+	wantFindings(t, r, "tables key_types_differ warning", "tables key_lower_differs warning", "tables key_lower_differs warning") // the database has the locale C
+	if c := find(r, "key_lower_differs"); !strings.Contains(c.Message, "public.users.mail have two keys") || !strings.Contains(c.Message, "À") {
+		t.Errorf("%+v", c)
+	}
 	if c := find(r, "key_types_differ"); c.Subject != "dependents of who" || !strings.Contains(c.Message, "public.orders.who is numeric(10,2)") {
 		t.Errorf("%+v", c)
 	}

@@ -71,7 +71,11 @@ func (x *examination) keyTypes(ctx context.Context, url string) error {
 	if err != nil {
 		return replication.ServerError("read the types of the columns that keys are made of", err)
 	}
-	for _, f := range types.Findings(x.Plan) {
+	lower, err := types.LowerFindings(ctx, conn, x.Plan)
+	if err != nil {
+		return replication.ServerError("compare {|lower} with the database's lower()", err)
+	}
+	for _, f := range append(types.Findings(x.Plan), lower...) {
 		if f.Code == keytype.CodeUnknown {
 			continue // said of the table, or of the query
 		}

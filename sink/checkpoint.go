@@ -56,12 +56,13 @@ func (r *Redis) checkSource(c Checkpoint) error {
 // checkpointCommand makes one call that may carry a checkpoint, the position
 // about to be sent, or both.
 func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpoint, sent lsn.LSN) *redis.Cmd {
-	args := make([]any, 11)
+	args := make([]any, 12)
 	for i := range args {
 		args[i] = ""
 	}
 	r.shadowMu.Lock()
 	args[0] = hex32(r.shadow.Generation)
+	args[11] = r.shadow.Sent.Hex() + r.shadow.Applied.Hex() + r.shadow.End.Hex()
 	r.shadowMu.Unlock()
 	args[1] = replID
 	if sent != 0 {

@@ -61,6 +61,7 @@ type Control struct {
 	// Damaged is what of the hash cannot be read, "" when all can. Nothing else of it counts then.
 	Damaged string
 
+	tookBack bool              // a primary's data went back, and it is the same process all the same
 	held     map[string]string // mark by class, see held.go; never changed in place
 	writer   string
 	nodes    string // fingerprints of the primaries that have all up to Applied
@@ -255,6 +256,9 @@ func (r *Redis) controlStatus(be *backend, addr, answer string) (err error) {
 		err = fmt.Errorf("%w: it has another generation", ErrSuperseded)
 	case "revision":
 		err = fmt.Errorf("%w: a later state, or other stamps, are published", ErrSuperseded)
+	case "back":
+		err = fmt.Errorf("%w: %s: its data went back to before what it has acknowledged (SWAPDB, a restored copy)", ErrNodeChanged, addr)
+		be.guard.fail(err)
 	case "node":
 		err = fmt.Errorf("%w: %s: another history (replication id)", ErrNodeChanged, addr)
 		be.guard.fail(err)

@@ -22,7 +22,7 @@ import (
 // each checkpoint, before the hash, so that no mark of a healthy primary is behind the
 // hash. When a primary is another process or history than at the last checkpoint, its
 // mark says what it lacks: replay from there, which is a gap where Postgres has been told that
-// more was done. A single server needs none: there the hash itself is the mark.
+// more was done. So it does where a primary's data went back under the same identity. A single server needs none: there the hash itself is the mark.
 
 // markTags is how many hash tags of a node are tried: a slot may have begun to move since
 // the node was asked.
@@ -75,20 +75,28 @@ func (r *Redis) writeMarks(ctx context.Context, be *backend, c *Checkpoint) erro
 	errs := make([]error, len(primaries))
 	var wg sync.WaitGroup
 	for i, id := range primaries {
-		wg.Go(func() { errs[i] = r.writeMark(ctx, be, id, generation, c) })
+		wg.Go(func() { errs[i] = r.writeMark(ctx, be, id, generation, r.marked[id.Addr], c) })
 	}
 	wg.Wait()
+	if r.marked == nil {
+		r.marked = make(map[string]string, len(primaries))
+	}
+	for i, id := range primaries {
+		if errs[i] == nil {
+			r.marked[id.Addr] = max(r.marked[id.Addr], c.CommitLSN.Hex()+c.EndLSN.Hex())
+		}
+	}
 	return firstOf(errs)
 }
 
-func (r *Redis) writeMark(ctx context.Context, be *backend, id Identity, generation string, c *Checkpoint) error {
+func (r *Redis) writeMark(ctx context.Context, be *backend, id Identity, generation, marked string, c *Checkpoint) error {
 	client := be.nodes[id.Addr]
 	if client == nil {
 		return fmt.Errorf("%w: %s", ErrNotAttached, id.Addr)
 	}
 	for attempt := 1; ; attempt++ {
 		cmd, err := r.onMark(ctx, client, id, func(key string) redis.Cmder {
-			return r.scripts.mark.command(ctx, []any{key}, []any{generation, id.ReplID, id.node.ID, c.CommitLSN.Hex(), c.EndLSN.Hex()})
+			return r.scripts.mark.command(ctx, []any{key}, []any{generation, id.ReplID, id.node.ID, c.CommitLSN.Hex(), c.EndLSN.Hex(), marked})
 		})
 		switch {
 		case errors.Is(err, errNoMark):
@@ -133,8 +141,7 @@ func (r *Redis) readMark(ctx context.Context, be *backend, id Identity) (m mark,
 	return m, err1 == nil && err2 == nil, nil
 }
 
-// have finds what every primary has at least, into c, where the primaries are not those
-// of the last checkpoint.
+// have finds what every primary has at least, into c.
 func (r *Redis) have(ctx context.Context, be *backend, ids []Identity, c *Control) error {
 	known := strings.Fields(c.nodes)
 	was, there := make(map[string]bool), 0
@@ -147,15 +154,19 @@ func (r *Redis) have(ctx context.Context, be *backend, ids []Identity, c *Contro
 		}
 	}
 	for _, id := range ids {
-		if was[id.fingerprint()] {
-			continue // it has kept all that it acknowledged
-		}
 		m, found, err := r.readMark(ctx, be, id)
 		if err != nil {
 			return err
 		}
-		if found && m.of(id) && m.generation == hex32(c.Generation) {
-			r.log.Info("a primary is another process or history", "addr", id.Addr, "has", m.applied, "of", c.Applied)
+		found = found && m.of(id) && m.generation == hex32(c.Generation)
+		if was[id.fingerprint()] {
+			if !found || m.applied > c.Applied || m.applied == c.Applied && m.end >= c.End {
+				continue // it has kept all that it acknowledged
+			}
+			c.tookBack = true
+		}
+		if found {
+			r.log.Info("a primary is another process or history, or its data went back", "addr", id.Addr, "has", m.applied, "of", c.Applied)
 			if m.applied < c.Have || m.applied == c.Have && m.end < c.HaveEnd {
 				c.Have, c.HaveEnd = m.applied, m.end
 			}

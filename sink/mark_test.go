@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -125,6 +126,75 @@ func TestClusterPrimariesThatComeBack(t *testing.T) {
 	got := restart(one)
 	if got.Unproved == "" {
 		t.Errorf("a node with keys and without a mark passes: %+v", got)
+	}
+}
+
+// A primary's data goes back, and it stays the same process and history: by a copy that is
+// restored into it, or DEBUG RELOAD.
+func TestClusterDataThatWentBack(t *testing.T) {
+	c := newCluster(t)
+	r := attached(t, c.url())
+	one := (c.owner(t, r.controlKey) + 1) % 3
+	mark := mapping.MarkKey(r.prefix, r.slot, tagOf(t, c, one))
+	upTo(t, r, 100)
+	old := c.nodes[one].HGetAll(t.Context(), mark).Val()
+	upTo(t, r, 300)
+	if err := c.nodes[one].HSet(t.Context(), mark, old).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Checkpoint(t.Context(), Checkpoint{Position: position(400)}); !errors.Is(err, ErrNodeChanged) {
+		t.Fatalf("error %v", err)
+	}
+	for _, at := range []lsn.LSN{100, 150} { // half of the replay, and a new process
+		upToHere := mustAttach(t, r)
+		if upToHere.Have != at || !upToHere.NodesChanged {
+			t.Errorf("all primaries have %v (%v), want %v", upToHere.Have, upToHere.NodesChanged, at)
+		}
+		upTo(t, r, 150)
+	}
+	upTo(t, r, 300)
+	if got := mustAttach(t, r); got.Have != 300 || got.NodesChanged {
+		t.Errorf("after the replay: %+v", got)
+	}
+}
+
+// The same of a server that stands alone, where the control hash is the mark.
+func TestDataThatWentBack(t *testing.T) {
+	for _, field := range []string{"applied", "end", "sent"} {
+		t.Run(field, func(t *testing.T) {
+			s, client := server(t)
+			r := attached(t, s.URL())
+			step := func(at lsn.LSN) error {
+				if err := r.Apply(t.Context(), batch(t, at, deletes(plain(t), "user:1")...)); err != nil {
+					return err
+				}
+				return r.Checkpoint(t.Context(), Checkpoint{Position: position(at)})
+			}
+			if err := step(100); err != nil {
+				t.Fatal(err)
+			}
+			old := client.HGet(t.Context(), r.controlKey, field).Val()
+			if err := step(200); err != nil {
+				t.Fatal(err)
+			}
+			if field == "end" { // on an idle source it moves alone
+				p := position(200)
+				p.EndLSN += 50
+				if err := r.Checkpoint(t.Context(), Checkpoint{Position: p}); err != nil {
+					t.Fatal(err)
+				}
+				old = position(200).EndLSN.Hex()
+			}
+			if err := client.HSet(t.Context(), r.controlKey, field, old).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if err := step(300); !errors.Is(err, ErrNodeChanged) {
+				t.Errorf("error %v", err)
+			}
+			if now := client.HGet(t.Context(), r.controlKey, field).Val(); now != old {
+				t.Errorf("%s was moved on to %s", field, now)
+			}
+		})
 	}
 }
 

@@ -77,6 +77,7 @@ type Redis struct {
 	aheadOf  positions
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
+	marked   map[string]string // in a cluster: what each primary's mark has acknowledged, by address
 
 	// Held invalidations, see held.go; of the applier's lock.
 	sets         map[string]*heldSet // in use, by class
@@ -210,7 +211,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 		if err := be.keepNodes(ctx); err != nil {
 			return Control{}, r.fail("attach", "", err)
 		}
-		if c.Found && c.nodes != fingerprints(ids) {
+		if c.Found {
 			if err := r.have(ctx, be, ids, &c); err != nil {
 				return Control{}, r.fail("attach", "", err)
 			}
@@ -219,8 +220,8 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.shadowMu.Lock()
 	r.shadow = c
 	r.nodes = fingerprints(ids)
-	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes
-	if be.cluster != nil && c.Found && c.nodes != r.nodes {
+	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes || c.tookBack
+	if be.cluster != nil && c.Found && (c.nodes != r.nodes || c.tookBack) {
 		// The slot's own replay does not reach back to what was held for longer.
 		r.replayFrom = r.sourceNow().Add(replayMargin).UnixMilli()
 		for class := range r.sets {
@@ -230,6 +231,7 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 	r.highest = max(r.highest, c.Generation)
 	r.shadowMu.Unlock()
 	r.havePend = false
+	clear(r.marked)
 	r.news.attach()
 	r.verified = r.now()
 	r.metrics.attached.Inc()

@@ -14,8 +14,10 @@
 --          before have yet to settle everything (settle.lua)
 -- ARGV[11] txn: the transaction at applied, '<applied> <xid, 8 hex>'; '' = it need not
 --          come through the slot again
+-- ARGV[12] sent, applied and end, 16 hex each: what this hash has acknowledged before
 --
 -- Returns 'ok'          nothing in the hash is behind what was asked for
+--         'back'        the hash is behind what it has acknowledged: nothing was written
 --         'node'        the node's history is another one: nothing was written
 --         'absent'      no hash (flushed or evicted): nothing was written
 --         'generation'  the hash belongs to another generation: nothing was written
@@ -27,7 +29,9 @@
 -- are fixed-width lower-case hex, compared as strings: Lua's numbers lose 64-bit
 -- integers. Why the replication id: a node that was demoted, synchronised from
 -- another one and promoted again keeps its connections and may have lost the
--- very batch that this checkpoint vouches for; only the id tells.
+-- very batch that this checkpoint vouches for; only the id tells. Why what was acknowledged:
+-- under the same id a server can be taken back by hand (SWAPDB, DEBUG RELOAD, a copy that is
+-- restored into it), and to move the hash on would vouch for what is lost.
 if ARGV[2] ~= '' then
   local info = redis.pcall('INFO', 'replication')
   if type(info) == 'string' and not string.find(info, 'master_replid:' .. ARGV[2], 1, true) then
@@ -38,6 +42,11 @@ local h = redis.pcall('HMGET', KEYS[1], 'generation', 'sent', 'applied', 'end', 
 if h.err and not string.find(h.err, 'WRONGTYPE', 1, true) then return h end
 if h.err or not h[1] then return 'absent' end
 if h[1] ~= ARGV[1] then return 'generation' end
+local function behind(field, known)
+  return #(field or '') == 16 and field < known -- one that is no position was spoilt
+end
+local sent, reached, last = string.sub(ARGV[12], 1, 16), string.sub(ARGV[12], 17, 32), string.sub(ARGV[12], 33, 48)
+if behind(h[2], sent) or behind(h[3], reached) or h[3] == reached and behind(h[4], last) then return 'back' end
 local set = {}
 if ARGV[3] ~= '' and ARGV[3] > (h[2] or '') then
   set = {'sent', ARGV[3]}

@@ -6,8 +6,10 @@
 -- ARGV[3]  id of the node in the cluster
 -- ARGV[4]  applied: commit LSN at or below which nothing is missing here, 16 hex
 -- ARGV[5]  end LSN of that transaction, 16 hex
+-- ARGV[6]  applied and end, 16 hex each: what this mark has acknowledged before; '' = nothing
 --
--- Returns 'ok'          the mark is not behind what was asked for
+-- Returns 'back'        the mark is behind what it has acknowledged: nothing was written
+--         'ok'          the mark is not behind what was asked for
 --         'node'        the node's history is another one: nothing was written
 --         'generation'  the mark belongs to a later generation: nothing was written
 --
@@ -30,6 +32,8 @@ if h.err then
   redis.call('UNLINK', KEYS[1])
 elseif h[1] then
   if h[1] > ARGV[1] then return 'generation' end
+  local at = (h[3] or '') .. (h[4] or '')
+  if h[1] == ARGV[1] and h[2] == ARGV[3] and #at == 32 and at < ARGV[6] then return 'back' end
   if h[1] == ARGV[1] and h[2] == ARGV[3] and h[5] == ARGV[2]
     and (h[3] > ARGV[4] or h[3] == ARGV[4] and h[4] >= ARGV[5]) then return 'ok' end
 end

@@ -45,6 +45,30 @@ func (w *world) wantGap(reason string) *process {
 	return p
 }
 
+// Redis' data is taken back by hand while the daemon and Redis go on.
+func TestDataThatIsTakenBackByHand(t *testing.T) {
+	t.Parallel()
+	w, _, rd := privateWorld(t, 100, nil)
+	p := w.start()
+	w.cacheRows(0, 100)
+	w.settle(p)
+	for _, key := range w.rdb.Keys(t.Context(), "*").Val() { // a copy has what the daemon keeps there, too
+		if err := w.rdb.Copy(t.Context(), key, key, 1, false).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.update(0, 50)
+	w.settle(p)
+	w.wantGone(0, 50)
+	if err := servertest.RedisClient(t, rd.URL()).Do(t.Context(), "swapdb", 0, 1).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("what has come back is removed", func() bool { return w.cachedOf(0, 50) == 0 })
+	w.settle(p)
+	w.wantFresh(0)
+	p.stop()
+}
+
 func TestSlotDroppedAndMadeAgainIsAGap(t *testing.T) {
 	for _, by := range []string{"somebody", "the daemon"} {
 		t.Run("made by "+by, func(t *testing.T) {

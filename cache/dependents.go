@@ -81,6 +81,9 @@ func (d *dependencies) name(ctx context.Context, kind string, values []any) (str
 			return "", fmt.Errorf("%w: DependsOn(%q): value %d: %w", ErrVars, kind, i+1, err)
 		}
 	}
+	if len(name) > mapping.MaxKeyLength {
+		return "", fmt.Errorf("%w: DependsOn(%q): %w", ErrVars, kind, mapping.ErrKeyTooLong)
+	}
 	return string(name), nil
 }
 

@@ -71,7 +71,11 @@ func (f *family) appendKey(dst []byte, t *mapping.Template, how []*keytype.Var, 
 			return nil, fmt.Errorf("%w: family %s: variable %s: %w", ErrVars, f.Name, name, err)
 		}
 	}
-	return append(dst, t.Literal(len(names))...), nil
+	if dst = append(dst, t.Literal(len(names))...); len(dst) > mapping.MaxKeyLength {
+		return nil, fmt.Errorf("%w: family %s: key %s: %w, with its values as they stand in it: use a digest of the value as a variable, or read such rows without the cache",
+			ErrVars, f.Name, t, mapping.ErrKeyTooLong)
+	}
+	return dst, nil
 }
 
 // appendVar appends a value as it stands in keys.

@@ -140,5 +140,6 @@ func (r Reason) explain() string {
 		"the message lacks a field",
 		"columns cannot be compared without an old image",
 		"a value has no form in UTF-8",
+		fmt.Sprintf("a key would be longer than %d bytes", MaxKeyLength),
 	}[r]
 }

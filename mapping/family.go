@@ -65,18 +65,19 @@ func (f *Family) AbsentPattern(tenant []byte) string {
 	return f.key.Pattern(values)
 }
 
-// AppendTenant appends a tenant, as the database has it, as it stands in the family's keys.
-func (f *Family) AppendTenant(dst, tenant []byte) []byte {
-	return f.appendTenant(dst, value{data: tenant})
+// Tenant is a tenant, as the database has it, as it stands in the family's keys; ok is false of
+// one that no key has room for.
+func (f *Family) Tenant(tenant []byte) (encoded []byte, ok bool) {
+	return f.appendTenant([]byte{}, value{data: tenant})
 }
 
-func (f *Family) appendTenant(dst []byte, v value) []byte {
-	return v.append(dst, f.key.Normal(f.TenantVar))
+func (f *Family) appendTenant(dst []byte, v value) (encoded []byte, ok bool) {
+	return v.appendWithin(dst, f.key.Normal(f.TenantVar), MaxKeyLength)
 }
 
 // VersionKey is the version key that holds for all of a tenant (encoded), or, for
 // a family whose version has no variables, for all of the family. ok is false
-// when there is no such single key.
+// when there is no such single key, or it would be too long to be one.
 func (f *Family) VersionKey(tenant []byte) (key []byte, ok bool) {
 	if !f.Versioned {
 		return nil, false
@@ -86,13 +87,16 @@ func (f *Family) VersionKey(tenant []byte) (key []byte, ok bool) {
 	case len(t.vars) == 0:
 		return []byte(t.lits[0]), true
 	case len(t.vars) == 1 && t.vars[0] == f.TenantVar && tenant != nil:
+		if len(t.lits[0])+len(tenant)+len(t.lits[1]) > MaxKeyLength {
+			return nil, false
+		}
 		return append(append([]byte(t.lits[0]), tenant...), t.lits[1]...), true
 	}
 	return nil, false
 }
 
 // Key renders the data key, with the values as they are in the database. A
-// versioned family needs the version too, under VersionVar; it is not encoded.
+// versioned family needs the version too, under VersionVar.
 func (f *Family) Key(vars map[string]string) (string, error) { return render(f.key, vars) }
 
 // Version renders the version key of a versioned family.
@@ -119,18 +123,14 @@ func (f *Family) Vars() []string {
 }
 
 func render(t *Template, vars map[string]string) (string, error) {
-	var key []byte
-	for i, v := range t.vars {
-		value, ok := vars[v]
-		if !ok {
+	for _, v := range t.vars {
+		if _, ok := vars[v]; !ok {
 			return "", fmt.Errorf("key %s: no value for {%s}", t, v)
 		}
-		key = append(key, t.lits[i]...)
-		n := t.normals[i]
-		if v == VersionVar {
-			n = NormalNone
-		}
-		key = AppendEncoded(key, n.Of([]byte(value)))
 	}
-	return string(append(key, t.lits[len(t.vars)]...)), nil
+	key, _, ok := t.appendKey(nil, func(i int) value { return value{data: []byte(vars[t.vars[i]]), known: true} })
+	if !ok {
+		return "", fmt.Errorf("key %s: %w", t, ErrKeyTooLong)
+	}
+	return string(key), nil
 }

@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strconv"
@@ -40,6 +41,7 @@ type LookupCall struct {
 	lookup *Lookup
 	params [][]byte // nil is NULL
 	tenant []byte   // encoded; nil without tenants
+	own    value    // the same as the row has it
 	id     string
 }
 
@@ -68,8 +70,12 @@ func (c *LookupCall) MaxRows() int { return c.lookup.maxRows }
 func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.Change) value, out *Output) {
 	c := &LookupCall{lookup: t.lookup, params: make([][]byte, len(t.params))}
 	id := strconv.Itoa(t.family.ID) + "\x00" + t.lookup.sql
+	room := maxParams
 	for i := range t.params {
 		v := of(&t.params[i], ch)
+		if room -= len(v.data); v.known && room < 0 {
+			v.known, v.reason = false, ReasonLength
+		}
 		if !v.known {
 			t.widen(ch, of, v.reason, out)
 			return
@@ -85,7 +91,12 @@ func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.
 			t.widen(ch, of, v.reason, out)
 			return
 		}
-		c.tenant = t.family.appendTenant(make([]byte, 0, 16), v) // not nil, even when empty
+		var ok bool
+		if c.tenant, ok = t.family.appendTenant(make([]byte, 0, 16), v); !ok { // not nil, even when empty
+			t.widen(ch, of, ReasonLength, out)
+			return
+		}
+		c.own = value{data: bytes.Clone(v.data), null: v.null, known: true}
 		id += "\x00" + string(c.tenant)
 	}
 	c.id = id
@@ -93,7 +104,7 @@ func (t *boundTarget) lookupImage(ch *decoder.Change, of func(*column, *decoder.
 }
 
 // Render adds an invalidation for each row of the answer. It fails when the
-// answer lacks a column that the template needs.
+// answer lacks a column that the template needs, and with ErrKeyTooLong.
 func (c *LookupCall) Render(columns []string, rows [][][]byte, out *Output) error {
 	t := c.lookup.target
 	index := make([]int, len(t.vars))
@@ -105,17 +116,17 @@ func (c *LookupCall) Render(columns []string, rows [][][]byte, out *Output) erro
 	}
 	for _, row := range rows {
 		start := len(out.buf)
-		for i := range t.vars {
-			out.buf = append(out.buf, t.tmpl.lits[i]...)
-			if t.tmpl.vars[i] == t.family.TenantVar && t.family.TenantVar != "" {
-				out.buf = append(out.buf, c.tenant...)
-				continue
+		buf, _, ok := t.tmpl.appendKey(out.buf, func(i int) value {
+			if t.tmpl.vars[i] == t.family.TenantVar {
+				return c.own
 			}
 			data := row[index[i]]
-			out.buf = value{data: data, null: data == nil}.append(out.buf, t.tmpl.normals[i])
+			return value{data: data, null: data == nil, known: true}
+		})
+		if out.buf = buf; !ok {
+			return ErrKeyTooLong
 		}
-		out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-		out.key(t.family, c.tenant, out.buf[start:len(out.buf):len(out.buf)])
+		out.key(t.family, c.tenant, buf[start:len(buf):len(buf)])
 	}
 	return nil
 }

@@ -98,18 +98,12 @@ func (t *boundTarget) image(ch *decoder.Change, of func(*column, *decoder.Change
 		return
 	}
 	start := len(out.buf)
-	for i := range t.vars {
-		v := of(&t.vars[i], ch)
-		if !v.known {
-			out.buf = out.buf[:start]
-			t.widen(ch, of, v.reason, out)
-			return
-		}
-		out.buf = append(out.buf, t.tmpl.lits[i]...)
-		out.buf = v.append(out.buf, t.tmpl.normals[i])
+	buf, why, known := t.tmpl.appendKey(out.buf, func(i int) value { return of(&t.vars[i], ch) })
+	if out.buf = buf; !known {
+		t.widen(ch, of, why, out)
+		return
 	}
-	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-	key := out.buf[start:len(out.buf):len(out.buf)]
+	key := buf[start:len(buf):len(buf)]
 	var tenant []byte
 	if t.target.tenant != "" {
 		tenant = out.tenant(of(&t.tenant, ch), t.family) // known: it is one of vars

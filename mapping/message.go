@@ -38,62 +38,66 @@ func messageFields(content []byte) map[string]value {
 	if !utf8.Valid(content) {
 		return nil // the decoder would put other characters in the place of what is not
 	}
-	var raw map[string]any
-	d := json.NewDecoder(bytes.NewReader(content))
-	d.UseNumber() // an id must keep its digits
-	if err := d.Decode(&raw); err != nil || d.More() {
+	var raw map[string]json.RawMessage
+	if json.Unmarshal(content, &raw) != nil {
 		return nil
 	}
 	fields := make(map[string]value, len(raw))
-	for name, v := range raw {
-		switch v := v.(type) {
-		case nil:
-			fields[name] = value{null: true, known: true}
-		case string:
-			// In the place of what is no character in UTF-8, here or in the sender's own text.
-			if strings.ContainsRune(v, utf8.RuneError) {
-				fields[name] = value{reason: ReasonEncoding}
-				continue
-			}
-			fields[name] = value{data: []byte(v), known: true}
-		case json.Number:
-			fields[name] = value{data: []byte(v), known: true}
-		case bool:
-			data := "f" // as Postgres writes it
-			if v {
-				data = "t"
-			}
-			fields[name] = value{data: []byte(data), known: true}
+	for name, text := range raw {
+		if v, ok := messageField(text); ok {
+			fields[name] = v
 		}
 	}
 	return fields
 }
 
+// longestField is how many bytes of JSON a text has at most of which a key has room: each byte
+// may be written as \u0020, and three of them may stand for one in lower case.
+const longestField = 6*shrinks*MaxKeyLength + len(`""`)
+
+// messageField is the value of a field; ok is false of what is no scalar.
+func messageField(text json.RawMessage) (v value, ok bool) {
+	switch text[0] {
+	case '{', '[':
+		return value{}, false
+	case 'n':
+		return value{null: true, known: true}, true
+	case 't', 'f':
+		return value{data: text[:1], known: true}, true // as Postgres writes it
+	case '"':
+	default:
+		return value{data: text, known: true}, true // an id must keep its digits
+	}
+	if len(text) > longestField {
+		return value{reason: ReasonLength}, true
+	}
+	var s string
+	// In the place of what is no character in UTF-8, here or in the sender's own text.
+	if json.Unmarshal(text, &s) != nil || strings.ContainsRune(s, utf8.RuneError) {
+		return value{reason: ReasonEncoding}, true
+	}
+	return value{data: []byte(s), known: true}, true
+}
+
 func (t *target) message(fields map[string]value, out *Output) {
 	start := len(out.buf)
-	for i, name := range t.vars {
-		v, ok := fields[name]
+	buf, why, known := t.tmpl.appendKey(out.buf, func(i int) value {
+		v, ok := fields[t.vars[i]]
 		if !ok {
 			v.reason = ReasonMessage
 		}
-		if !v.known {
-			out.buf = out.buf[:start]
-			out.Widened[v.reason]++
-			var tenant []byte
-			if v := fields[t.tenant]; v.known && t.tenant != "" {
-				tenant = out.tenant(v, t.family)
-			}
-			out.purge(t.family, tenant)
-			return
-		}
-		out.buf = append(out.buf, t.tmpl.lits[i]...)
-		out.buf = v.append(out.buf, t.tmpl.normals[i])
-	}
-	out.buf = append(out.buf, t.tmpl.lits[len(t.vars)]...)
-	key := out.buf[start:len(out.buf):len(out.buf)]
+		return v
+	})
+	out.buf = buf
+	key := buf[start:len(buf):len(buf)]
 	var tenant []byte
-	if t.tenant != "" {
-		tenant = out.tenant(fields[t.tenant], t.family)
+	if v := fields[t.tenant]; v.known && t.tenant != "" {
+		tenant = out.tenant(v, t.family)
+	}
+	if !known {
+		out.Widened[why]++
+		out.purge(t.family, tenant)
+		return
 	}
 	out.key(t.family, tenant, key)
 }

@@ -3,7 +3,6 @@ package mapping
 import (
 	"bytes"
 	"slices"
-	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -90,7 +89,7 @@ func LaterLetter(r rune) bool {
 
 func trimNumber(value []byte) []byte {
 	whole, fraction, point := bytes.Cut(value, []byte("."))
-	digits := func(b []byte) bool { return len(b) > 0 && strings.Trim(string(b), "0123456789") == "" }
+	digits := func(b []byte) bool { return len(b) > 0 && len(bytes.Trim(b, "0123456789")) == 0 }
 	if !point || !digits(bytes.TrimPrefix(whole, []byte("-"))) || !digits(fraction) {
 		return value
 	}

@@ -57,10 +57,11 @@ const (
 	ReasonMessage                     // a message without a field that its mapping needs
 	ReasonColumnsUnseen               // `columns` could not be compared: no old image
 	ReasonEncoding                    // a value has no form in UTF-8
+	ReasonLength                      // a key would be longer than MaxKeyLength
 	numReasons
 )
 
-var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_column", "predicate", "lookup", "message", "columns_unseen", "encoding"}
+var reasonNames = [numReasons]string{"no_old_value", "unchanged_toast", "lost_column", "predicate", "lookup", "message", "columns_unseen", "encoding", "key_length"}
 
 func (r Reason) String() string { return reasonNames[r] }
 
@@ -108,12 +109,17 @@ func (o *Output) purge(f *Family, tenant []byte) {
 }
 
 // tenant puts the family's tenant, as it stands in keys, into the buffer, where it stays when the value's
-// own buffer is reused. It is never nil: an empty tenant is a tenant.
+// own buffer is reused. It is nil of one that no key has room for, and else never: an empty tenant
+// is a tenant.
 func (o *Output) tenant(v value, f *Family) []byte {
 	if o.buf == nil {
 		o.buf = make([]byte, 0, 256)
 	}
 	start := len(o.buf)
-	o.buf = f.appendTenant(o.buf, v)
-	return o.buf[start:len(o.buf):len(o.buf)]
+	buf, ok := f.appendTenant(o.buf, v)
+	if o.buf = buf; !ok {
+		o.buf = buf[:start]
+		return nil
+	}
+	return buf[start:len(buf):len(buf)]
 }

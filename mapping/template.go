@@ -76,6 +76,9 @@ func ParseTemplate(s string) (*Template, error) {
 		}
 	}
 	t.lits = append(t.lits, lit.String())
+	if n := len(strings.Join(t.lits, "")); n > MaxKeyLength {
+		return nil, &TemplateError{0, fmt.Sprintf("its text alone is %d bytes", n), fmt.Sprintf("a key has at most %d", MaxKeyLength)}
+	}
 	if s == "" {
 		return nil, &TemplateError{0, "the template is empty", `for example "user:{id}"`}
 	}

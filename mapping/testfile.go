@@ -353,7 +353,12 @@ func (t *testParser) parsePurges(e entry) []string {
 				data, null := exampleText(v)
 				tenant := value{data: data, null: null}
 				if f, ok := t.family(name); ok {
-					purge = purgeText(name, f.appendTenant([]byte{}, tenant))
+					encoded, ok := f.appendTenant([]byte{}, tenant)
+					if !ok {
+						t.fault(list[0].value, e.path, want, "%v", ErrKeyTooLong)
+						continue
+					}
+					purge = purgeText(name, encoded)
 				} else {
 					purge = purgeText(name, tenant.append([]byte{}, NormalNone)) // a fault follows
 				}

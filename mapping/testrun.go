@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -161,7 +162,11 @@ func (r *testRun) lookup(family string, call *LookupCall) {
 	case l.refused || len(l.rows) > call.MaxRows():
 		call.Widen(out)
 	case len(l.rows) > 0:
-		if err := call.Render(l.columns, l.rows, out); err != nil {
+		switch err := call.Render(l.columns, l.rows, out); {
+		case errors.Is(err, ErrKeyTooLong):
+			out.Reset()
+			call.Widen(out)
+		case err != nil:
 			r.diff = append(r.diff, Difference{Kind: "lookup", Value: text})
 			r.notes = append(r.notes, "lookup of "+family+": "+err.Error())
 			return

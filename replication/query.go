@@ -26,6 +26,7 @@ var ErrSourceChanged = errors.New("the source is not the one that is being strea
 const (
 	snapshotTimeout = 10 * time.Second
 	lookupTimeout   = 30 * time.Second
+	lookupBytes     = 16 << 20 // of values that are kept
 )
 
 // QueryConn is the ordinary connection on which the daemon asks which
@@ -97,19 +98,22 @@ func (q *QueryConn) Snapshot(ctx context.Context) (string, error) {
 }
 
 // Query runs sql with text parameters, of which nil is NULL, and returns at most
-// maxRows+1 rows as text.
+// maxRows+1 rows as text. An answer that is too large is refused.
 func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxRows int) (columns []string, rows [][][]byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	// ExecParams, text both ways: values arrive from the log as text, and keys are
 	// rendered from text.
 	r := q.pg.ExecParams(ctx, sql, params, nil, nil, nil)
-	unreadable := false
+	unreadable, size := false, 0
 	for _, f := range r.FieldDescriptions() {
 		columns = append(columns, f.Name)
 	}
 	for r.NextRow() {
-		if len(rows) > maxRows {
+		for _, v := range r.Values() {
+			size += len(v)
+		}
+		if len(rows) > maxRows || size > lookupBytes {
 			continue // the rest is read and thrown away, so that the connection stays usable
 		}
 		values := r.Values()
@@ -124,6 +128,9 @@ func (q *QueryConn) Query(ctx context.Context, sql string, params [][]byte, maxR
 	}
 	if _, err := r.Close(); err != nil {
 		return nil, nil, queryError(err)
+	}
+	if size > lookupBytes && len(rows) <= maxRows {
+		return nil, nil, fmt.Errorf("%w: its answer has more than %d MiB", ErrQueryRefused, lookupBytes>>20)
 	}
 	if unreadable {
 		return nil, nil, fmt.Errorf("%w: text beyond ASCII cannot be turned into UTF-8", ErrQueryRefused)

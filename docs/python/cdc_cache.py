@@ -24,7 +24,7 @@ import redis
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from cdc_keys import FREE, BadVariable, RowText, Type, TypesUnknown, Value, encode, normal, read_type, terms, text_of
+from cdc_keys import FREE, MAX_KEY_LENGTH, BadVariable, RowText, Type, TypesUnknown, Value, encode, normal, read_type, terms, text_of
 
 __all__ = ["BadVariable", "Cache", "Entry", "Family", "NotFound", "RowText", "TooSlow", "token_after_commit"]
 
@@ -118,7 +118,10 @@ Types = Mapping[str, tuple[Type, ...]]  # of the columns that each variable come
 
 
 def render(template: str, variables: Mapping[str, Value], types: Types) -> str:
-    return _VARIABLE.sub(lambda m: _variable(m, variables, types) if m[1] else m[0][0], template)
+    key = _VARIABLE.sub(lambda m: _variable(m, variables, types) if m[1] else m[0][0], template)
+    if len(key.encode()) > MAX_KEY_LENGTH:
+        raise BadVariable(f"key {template}: the key would be longer than {MAX_KEY_LENGTH} bytes, with its values as they stand in it")
+    return key
 
 
 def _variable(m: re.Match[str], variables: Mapping[str, Value], types: Types) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.rows import tuple_row
 
+MAX_KEY_LENGTH = 16384  # bytes of a key, or of an entity's name; the daemon makes none that is longer
+
 _RESERVED = re.compile("[\x00-\x20\x7f%:*?\\[\\]{}\\\\\udc80-\udcff]")
 
 

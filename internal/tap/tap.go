@@ -416,7 +416,11 @@ func (t *tap) wanted(inv *mapping.Invalidation) bool {
 		return true
 	}
 	// Where the tenant is not known, all of them are meant, this one too.
-	return inv.Family.TenantVar != "" && (inv.Tenant == nil || string(inv.Tenant) == string(inv.Family.AppendTenant(nil, []byte(*t.o.Filter.Tenant))))
+	if inv.Family.TenantVar == "" || inv.Tenant == nil {
+		return inv.Family.TenantVar != ""
+	}
+	tenant, ok := inv.Family.Tenant([]byte(*t.o.Filter.Tenant))
+	return ok && string(inv.Tenant) == string(tenant)
 }
 
 func widenings(out *mapping.Output) (reasons []string) {

@@ -56,6 +56,7 @@ func cases() []protocolCase {
 		{"fields of later versions are passed over", laterFields},
 		{"values in keys", valuesInKeys},
 		{"values are rendered for the type of the column", typedValues},
+		{"keys that are too long are refused", longKeys},
 		{"an invalidation while loading refuses the fill", invalidatedWhileLoading},
 		{"a fill that is late on its way is refused", fillArrivesLate},
 		{"the lease comes before the snapshot", leaseBeforeSnapshot},

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/cdc-invalidator/cdc-invalidator/cache"
+	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 )
 
 // given is a value that JSON has no form for: its kind, and its text.
@@ -126,5 +127,56 @@ func typedValues(t *testing.T, s *scene) {
 		first.begin(t, r).loadsRow(t, value("x"))
 		s.kind(t, fmt.Sprintf("typed%d:%s", i, c.encoded), "V")
 		second.begin(t, r).ends(t, value("x"))
+	}
+}
+
+// Every key of a reader: at the greatest length it is one, and a byte later it is refused before
+// anything is loaded.
+func longKeys(t *testing.T, s *scene) {
+	s.write(t, s.id, "x")
+	fill := func(unit string, room int) string {
+		each := len(mapping.AppendEncoded(nil, []byte(unit)))
+		return strings.Repeat(unit, room/each) + strings.Repeat("y", room%each)
+	}
+	for i, unit := range []string{"a", "%", "é"} {
+		first, second := s.a, s.b
+		if i%2 == 1 {
+			first, second = s.b, s.a
+		}
+		long := fill(unit, mapping.MaxKeyLength-len(fmt.Sprintf("odd:{%d}:", s.id)))
+		r := request{Family: "odd", Vars: map[string]any{"tenant": s.id, "value": long}, Row: s.id}
+		first.begin(t, r).loadsRow(t, value("x"))
+		second.begin(t, r).ends(t, value("x"))
+		r.Vars["value"] = long + "x"
+		first.begin(t, r).ends(t, failed)
+		second.begin(t, r).ends(t, failed)
+
+		const version = 40
+		long = fill(unit, mapping.MaxKeyLength-len("shelf::")-version)
+		r = request{Family: "shelf", Vars: map[string]any{"v": long}, Row: s.id}
+		first.begin(t, r).loadsRow(t, value("x"))
+		second.begin(t, r).ends(t, value("x"))
+		r.Vars["v"] = long + "x" // the version key has room
+		second.begin(t, r).ends(t, failed)
+		first.begin(t, r).ends(t, failed)
+		r.Vars["v"] = fill(unit, mapping.MaxKeyLength-len("of:")) + "x"
+		second.begin(t, r).ends(t, failed)
+		first.begin(t, r).ends(t, failed)
+
+		for n, want := range map[int]result{0: value("x"), 1: failed} {
+			s.id++
+			s.write(t, s.id, "x")
+			r = s.request("item")
+			r.DependsOn = [][]any{{"seller", fill(unit, mapping.MaxKeyLength-len("seller:")) + strings.Repeat("x", n)}}
+			under := first.begin(t, r).loads(t)
+			under.step(goRow)
+			if want == failed {
+				under.ends(t, failed)
+				continue
+			}
+			under.loads(t) // again, now that it is registered
+			under.step(goRow)
+			under.ends(t, want)
+		}
 	}
 }

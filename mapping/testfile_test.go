@@ -65,7 +65,12 @@ func TestTestsOfFaultyMappings(t *testing.T) {
 // runCase runs one case, given as YAML, and returns the differences as text.
 func runCase(t *testing.T, fields string) (TestResult, string) {
 	t.Helper()
-	f, err := ParseTests("t.yaml", []byte("mappings: mappings.yaml\ncases:\n  - {name: x, "+fields+"}\n"), loadTestsPlan(t))
+	return runCaseOf(t, "mappings.yaml", fields)
+}
+
+func runCaseOf(t *testing.T, mappings, fields string) (TestResult, string) {
+	t.Helper()
+	f, err := ParseTests("t.yaml", []byte("mappings: "+mappings+"\ncases:\n  - {name: x, "+fields+"}\n"), loadTestsPlan(t))
 	if err != nil {
 		t.Fatalf("%s\n%v", fields, err)
 	}
@@ -119,6 +124,24 @@ func TestCasesAreComparedExactly(t *testing.T) {
 		{`message: changed, content: {tenant_id: true}, purges: [{user: true}], widened: [message]`, ""},
 	} {
 		if _, diff := runCase(t, tt.fields); diff != tt.diff {
+			t.Errorf("%s\ndiffers in %q, want %q", tt.fields, diff, tt.diff)
+		}
+	}
+}
+
+// Normal forms are part of the keys that a case names: of columns, of the rows of a query, of tenants, entities and messages.
+func TestCasesWithNormalForms(t *testing.T) {
+	const user = `table: public.users, action: insert, new: {id: 1, org: ACME, email: Bob@X}, lookups: [{family: user, with: {id: 1}, rows: [{mail: ÄNN@X}]}], `
+	for _, tt := range []struct{ fields, diff string }{
+		{user + `keys: ["t:acme:user:bob@x", "t:acme:user:änn@x"], versions: ["t:acme:search"], dependents: ["who:bob@x"]`, ""},
+		{user + `keys: ["t:ACME:user:Bob@X", "t:acme:user:änn@x"], versions: ["t:acme:search"], dependents: ["who:bob@x"]`, "-key t:ACME:user:Bob@X; +key t:acme:user:bob@x"},
+		// Two spellings of one value are one key.
+		{`table: public.prices, action: update, old: {amount: "1.50", code: "a "}, new: {amount: "1.5", code: a}, keys: ["price:1.5:a"]`, ""},
+		{`table: public.prices, action: update, old: {amount: "1.0", code: a}, new: {amount: "1.05", code: a}, keys: ["price:1:a", "price:1.05:a"]`, ""},
+		{`message: changed, content: {org: ACME, email: BOB@X}, keys: ["t:acme:user:bob@x"]`, ""},
+		{`message: changed, content: {org: ACME}, purges: [{user: ACME}], widened: [message]`, ""},
+	} {
+		if _, diff := runCaseOf(t, "normal.yaml", tt.fields); diff != tt.diff {
 			t.Errorf("%s\ndiffers in %q, want %q", tt.fields, diff, tt.diff)
 		}
 	}

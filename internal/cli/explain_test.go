@@ -26,8 +26,13 @@ mappings:
 // explainJSON runs explain and returns its exit code and what it printed.
 func explainJSON(t *testing.T, args ...string) (int, []mapping.Explanation, string) {
 	t.Helper()
+	return explainFile(t, explainTestFile, args...)
+}
+
+func explainFile(t *testing.T, file string, args ...string) (int, []mapping.Explanation, string) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "mappings.yaml")
-	if err := os.WriteFile(path, []byte(explainTestFile), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var out, errOut strings.Builder
@@ -69,6 +74,25 @@ func TestExplain(t *testing.T) {
 	_, all, _ = explainJSON(t, "--json", "--action", "insert", "--new", `{"id": 1, "tenant_id": 7, "email": "a", "live": false}`)
 	if x := all[0]; x.Verdict != "error" || !x.Counts { // null || false is no bool
 		t.Errorf("%+v", x)
+	}
+}
+
+// Keys are shown in the normal forms that their templates ask for.
+func TestExplainNormalForms(t *testing.T) {
+	file := strings.Replace(explainTestFile, "t:{tenant_id}:user:{email}", "t:{tenant_id|rtrim}:user:{email|lower}", 1)
+	_, all, errOut := explainFile(t, file, "--json", "--action", "update",
+		"--old", `{"id": 1, "tenant_id": "A ", "email": "Bob@X", "live": true}`, "--new", `{"id": 1, "tenant_id": "A", "email": "ΟΔΟΣ", "live": true}`)
+	if len(all) != 1 {
+		t.Fatalf("%+v, %s", all, errOut)
+	}
+	var got []string
+	for _, k := range all[0].Keys {
+		if k.Op == "delete" {
+			got = append(got, k.Image+" "+k.Key)
+		}
+	}
+	if want := "new t:A:user:οδοσ, old t:A:user:bob@x"; strings.Join(got, ", ") != want {
+		t.Errorf("%s, want %s", strings.Join(got, ", "), want)
 	}
 }
 

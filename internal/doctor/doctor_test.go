@@ -195,7 +195,7 @@ func TestColumnsWithSeveralTexts(t *testing.T) {
 	}
 	r = w.examine()
 	wantFindings(t, r, "tables key_types_differ warning", "tables key_lower_differs warning", "tables key_lower_differs warning") // the database has the locale C
-	if c := find(r, "key_lower_differs"); !strings.Contains(c.Message, "public.users.mail have two keys") || !strings.Contains(c.Message, "À") {
+	if c := find(r, "key_lower_differs"); !strings.Contains(c.Message, "public.users.mail that are looked up") || !strings.Contains(c.Message, "À") {
 		t.Errorf("%+v", c)
 	}
 	if c := find(r, "key_types_differ"); c.Subject != "dependents of who" || !strings.Contains(c.Message, "public.orders.who is numeric(10,2)") {

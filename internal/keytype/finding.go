@@ -93,6 +93,22 @@ func (v *Var) findings(where string) (all []Finding) {
 	return all
 }
 
+// Suggest is the normal form under which one row has one key; where none does, why it has several, and
+// what to do about it.
+func (v *Var) Suggest() (form mapping.Normal, why, fix string) {
+	for i := range v.types {
+		t := &v.types[i]
+		if why = t.Ambiguous(); why == "" {
+			continue
+		}
+		if form = t.remedy(); form != mapping.NormalNone {
+			return form, "", ""
+		}
+		return mapping.NormalNone, "(" + t.Name + ") " + why, t.fix(v.Name)
+	}
+	return mapping.NormalNone, "", ""
+}
+
 // differ says how the texts of one value differ in columns of two types; empty when they do
 // not.
 func differ(a, b *Type) string {

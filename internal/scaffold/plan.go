@@ -28,9 +28,20 @@ type family struct {
 	table  *table
 	vars   []variable // the tenant first, if there is one
 	tenant bool
+	notes  []string // what there is to say of the columns' types
 }
 
-type variable struct{ name, column string }
+type variable struct {
+	name, column string
+	normal       mapping.Normal
+}
+
+func (v variable) inKey() string {
+	if v.normal == mapping.NormalNone {
+		return "{" + v.name + "}"
+	}
+	return "{" + v.name + "|" + string(v.normal) + "}"
+}
 
 func newPlan(db *database, tenant string) *plan {
 	p := &plan{db: db, tenant: tenant, leftOut: map[*table]reason{}}
@@ -151,7 +162,7 @@ func newFamily(name string, t *table, key []string, tenant string) *family {
 		if name == mapping.VersionVar {
 			name = "row_" + name
 		}
-		f.vars = append(f.vars, variable{unique(name, taken), c})
+		f.vars = append(f.vars, variable{name: unique(name, taken), column: c})
 	}
 	return f
 }
@@ -163,14 +174,14 @@ func (f *family) template() string {
 	vars := f.vars
 	name := f.name
 	if f.tenant {
-		b.WriteString("t:{" + vars[0].name + "}:")
+		b.WriteString("t:" + vars[0].inKey() + ":")
 		vars = vars[1:]
 	} else if name == "inv" {
 		name = "row:inv"
 	}
 	b.WriteString(name)
 	for _, v := range vars {
-		b.WriteString(":{" + v.name + "}")
+		b.WriteString(":" + v.inKey())
 	}
 	if len(f.vars) == 0 {
 		b.WriteString(":all")

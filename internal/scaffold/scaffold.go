@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
 )
@@ -67,16 +68,50 @@ func Generate(ctx context.Context, conn *pgx.Conn, o Options) (Result, error) {
 	if len(p.families) == 0 {
 		return r, nothing(r, o, db.excluded)
 	}
+	plan, err := compile(writeFile(p, server))
+	if err != nil {
+		return r, err
+	}
+	if err := p.chooseForms(ctx, conn, plan); err != nil {
+		return r, err
+	}
 	r.YAML = writeFile(p, server)
 	// It is for a person to read and to change. It must not begin with a fault.
-	file, err := mapping.Parse("mappings.yaml", r.YAML, mapping.Env{AllowUnset: true})
+	_, err = compile(r.YAML)
+	return r, err
+}
+
+func compile(yaml []byte) (*mapping.Plan, error) {
+	file, err := mapping.Parse("mappings.yaml", yaml, mapping.Env{AllowUnset: true})
+	var plan *mapping.Plan
 	if err == nil {
-		_, err = mapping.Compile(file)
+		plan, err = mapping.Compile(file)
 	}
 	if err != nil {
-		return r, fmt.Errorf("the file that was made of this schema is not valid, which is a fault of this program; --exclude leaves a table out:\n%w", err)
+		return nil, fmt.Errorf("the file that was made of this schema is not valid, which is a fault of this program; --exclude leaves a table out:\n%w", err)
 	}
-	return r, nil
+	return plan, nil
+}
+
+// chooseForms gives variables the normal form that their column's type asks for. Where no form helps, a note
+// says so.
+func (p *plan) chooseForms(ctx context.Context, conn *pgx.Conn, compiled *mapping.Plan) error {
+	types, err := keytype.Read(ctx, conn, compiled)
+	if err != nil {
+		return err
+	}
+	for _, f := range p.families {
+		family, _ := compiled.Family(f.name)
+		for _, v := range types.Family(family) {
+			i := slices.IndexFunc(f.vars, func(own variable) bool { return own.name == v.Name })
+			form, why, fix := v.Suggest()
+			f.vars[i].normal = form
+			if why != "" {
+				f.notes = append(f.notes, fmt.Sprintf("Column %s %s. Readers are refused all but the row's own text: %s.", f.vars[i].column, why, fix))
+			}
+		}
+	}
+	return nil
 }
 
 func nothing(r Result, o Options, excluded int) error {

@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	cdcinvalidator "github.com/cdc-invalidator/cdc-invalidator"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/keytype"
 	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/replication"
@@ -255,6 +256,40 @@ func TestEachKindOfTable(t *testing.T) {
 	if t.Failed() {
 		t.Log(text)
 	}
+}
+
+// Key columns under which one row has several texts get the normal form that brings them together, or a word.
+func TestColumnsWithSeveralTexts(t *testing.T) {
+	conn := schemaDatabase(t)
+	if _, err := conn.Exec(t.Context(), `CREATE EXTENSION citext SCHEMA public; CREATE DOMAIN public.code AS bpchar;
+		CREATE COLLATION public.nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+		CREATE TABLE public.several (tenant_id public.citext, mail public.citext, amount numeric, code public.code, price numeric(10,2), short char(4), n int,
+			PRIMARY KEY (tenant_id, mail, amount, code, price, short, n));
+		CREATE TABLE public.weights (w float8 PRIMARY KEY); CREATE TABLE public.loose (name text COLLATE public.nocase PRIMARY KEY)`); err != nil {
+		t.Fatal(err)
+	}
+	_, text := generate(t, conn, byTenant)
+	unbroken := regexp.MustCompile(`\n *# `).ReplaceAllString(text, " ")
+	for _, want := range []string{
+		`several: {key: "t:{tenant_id|lower}:several:{mail|lower}:{amount|number}:{code|rtrim}:{price}:{short}:{n}", tenant: tenant_id, class: critical}`,
+		"Column w (double precision) is a float, of which 0 and -0 are equal",
+		"Column name (text) has the collation public.nocase, under which different texts are equal. Readers are refused all but the row's own text: make keys of another column",
+	} {
+		if !strings.Contains(unbroken, want) {
+			t.Errorf("not in the file: %s\n%s", want, text)
+		}
+	}
+	_, plan := parse(t, text)
+	types, err := keytype.Read(t.Context(), conn, plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range types.Findings(plan) {
+		if f.Where == "family several" {
+			t.Errorf("doctor would say %s: %s", f.Where, f.Problem)
+		}
+	}
+	parse(t, enable(text))
 }
 
 func TestFilters(t *testing.T) {

@@ -59,6 +59,9 @@ func writeFile(p *plan, server replication.Server) []byte {
 	w.line("keys:")
 	for _, t := range p.db.tables {
 		if f := p.family(t); f != nil {
+			for _, note := range f.notes {
+				w.comment("  ", note)
+			}
 			w.line("  %s", f.spec())
 		} else if f := familyOf(p.disabled, t); f != nil {
 			w.comment("  ", t.String()+" is left out, see its mapping.")

@@ -66,19 +66,14 @@ func (s *Snapshot) widen(xid uint32) uint64 {
 	return s.xmax + uint64(int64(int32(xid-uint32(s.xmax))))
 }
 
-// Past says whether every transaction that was running at an earlier snapshot has ended: what
-// it committed is visible in this one, and in all that are taken later.
-func (s *Snapshot) Past(earlier *Snapshot) bool {
-	if s.xmax < earlier.xmax {
-		return false
-	}
-	for _, x := range earlier.xip {
-		if !s.shows(x) {
-			return false
-		}
-	}
-	return true
-}
+// Past says whether every transaction with a lower id than next has ended: what it committed is
+// visible in this snapshot, and in all that are taken later. next was given out after they began.
+// An earlier snapshot would not do for it: its list of running transactions ends below the
+// highest that has *ended*, and leaves those out that were begun after that one.
+func (s *Snapshot) Past(next uint64) bool { return s.xmin >= next }
 
-// Running is how many transactions were.
-func (s *Snapshot) Running() int { return len(s.xip) }
+// Running is how many of them have not.
+func (s *Snapshot) Running(next uint64) int {
+	n, _ := slices.BinarySearch(s.xip, next)
+	return n
+}

@@ -2,6 +2,8 @@ package replication
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -37,4 +39,20 @@ func Nudge(ctx context.Context, conn *pgx.Conn) (lsn.LSN, error) {
 		return 0, serverError(op, err, "")
 	}
 	return lsn.Parse(text)
+}
+
+// NextXID gives out a transaction id, which is higher than that of every transaction that has
+// one by now. A snapshot does not say that: its xmax is one above the highest that has ended, and
+// those that were begun after that one, and run, are at or above it and in no list.
+func NextXID(ctx context.Context, conn *pgx.Conn) (uint64, error) {
+	const op = "ask which transactions have begun"
+	var text string
+	if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_current_xact_id()::text`).Scan(&text); err != nil {
+		return 0, serverError(op, err, "GRANT EXECUTE ON FUNCTION pg_current_xact_id() TO <the role>;")
+	}
+	xid, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", op, err)
+	}
+	return xid, nil
 }

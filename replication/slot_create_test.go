@@ -180,6 +180,22 @@ func TestUnfinishedSlotIsNamed(t *testing.T) {
 	if err != nil || !slot.Unfinished() {
 		t.Fatalf("%v %+v", err, slot)
 	}
+	// A tap's has a name of its own, which nobody can ask for.
+	name := TemporarySlotName("tap")
+	tap := make(chan error, 1)
+	go func() {
+		_, err := servertest.Connect(t, w.url).Exec(t.Context(), "SELECT pg_create_logical_replication_slot($1, 'pgoutput', true)", name)
+		tap <- err
+	}()
+	w.until("it waits, too", unfinishedSlots, 2)
+	if taps, err := UnfinishedTaps(t.Context(), conn); err != nil || len(taps) != 1 || taps[0].Name != name {
+		t.Errorf("the tap's: %v %+v", err, taps)
+	} else {
+		w.exec(w.watch, taps[0].CancelCreationSQL())
+		if err := <-tap; err == nil {
+			t.Error("the statement did not end the tap's")
+		}
+	}
 	w.exec(w.watch, slot.CancelCreationSQL())
 	if err := <-ended; err == nil {
 		t.Error("the statement did not end it")

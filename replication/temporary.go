@@ -35,7 +35,26 @@ func OpenTemporaryStream(ctx context.Context, o StreamOptions) (*Stream, error) 
 func TemporarySlotName(purpose string) string {
 	var b [6]byte
 	_, _ = rand.Read(b[:]) // never fails: the runtime would sooner end the process
-	return "cdc_invalidator_" + purpose + "_" + hex.EncodeToString(b[:])
+	return temporaryPrefix + purpose + "_" + hex.EncodeToString(b[:])
+}
+
+const temporaryPrefix = "cdc_invalidator_"
+
+// UnfinishedTaps are the slots with a TemporarySlotName that are still being created, in the
+// database of the connection.
+func UnfinishedTaps(ctx context.Context, conn *pgx.Conn) ([]Slot, error) {
+	const op = "look for slots of a tap"
+	rows, err := conn.Query(ctx, `
+		SELECT slot_name::text, active_pid FROM pg_replication_slots
+		WHERE starts_with(slot_name, $1) AND temporary AND slot_type = 'logical' AND database = current_database() AND active AND confirmed_flush_lsn IS NULL
+		ORDER BY 1`, temporaryPrefix)
+	if err != nil {
+		return nil, serverError(op, err, "")
+	}
+	slots, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Slot, err error) {
+		return s, row.Scan(&s.Name, &s.ActivePID)
+	})
+	return slots, serverError(op, err, "")
 }
 
 // startTemporary is startReplication of a slot that it makes first.

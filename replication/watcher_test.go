@@ -379,3 +379,35 @@ func TestWatcherWithManyPartitions(t *testing.T) {
 		t.Errorf("the truncated partition does not show: %v", err)
 	}
 }
+
+// A transaction that was begun last, with nothing ended since, is in no snapshot's list, and is open.
+func TestOpenTransactionsWithTheHighestIDsCount(t *testing.T) {
+	pg := servertest.PrivatePostgres(t, localserver.PostgresOptions{Settings: map[string]string{"autovacuum": "off"}})
+	conn := controlConn(t, pg.URL())
+	other := servertest.Connect(t, pg.URL())
+	if _, none, err := runningBelow(t.Context(), conn); err != nil || !none {
+		t.Fatalf("nothing is open: %t, %v", none, err)
+	}
+	tx, err := other.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var xid uint64
+	var listed bool
+	if err := tx.QueryRow(t.Context(), `SELECT pg_current_xact_id()::text::bigint`).Scan(&xid); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()))`).Scan(&listed); err != nil || listed {
+		t.Fatalf("it is in the list, and shows nothing: %v", err)
+	}
+	bound, none, err := runningBelow(t.Context(), conn)
+	if err != nil || none || bound <= xid {
+		t.Errorf("%d is open: below %d, none %t, %v", xid, bound, none, err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, none, err := runningBelow(t.Context(), conn); err != nil || !none {
+		t.Errorf("nothing is open any more: %t, %v", none, err)
+	}
+}

@@ -265,13 +265,15 @@ func findMoved(ctx context.Context, conn *pgx.Conn, tables []mapping.TableUse, k
 // runningBelow is a bound: every transaction that is open now and may have written has a
 // lower id. none says that there are none.
 func runningBelow(ctx context.Context, conn *pgx.Conn) (bound uint64, none bool, err error) {
-	var low, high string
-	err = conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(s)::text, pg_snapshot_xmax(s)::text FROM pg_current_snapshot() s`).Scan(&low, &high)
-	if err != nil {
+	if bound, err = NextXID(ctx, conn); err != nil {
+		return 0, false, err
+	}
+	var text string
+	if err = conn.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text`).Scan(&text); err != nil {
 		return 0, false, serverError("ask which transactions are open", err, "")
 	}
-	bound, err = strconv.ParseUint(high, 10, 64)
-	return bound, low == high, err
+	low, err := strconv.ParseUint(text, 10, 64)
+	return bound, low >= bound, err
 }
 
 func (w *CatalogWatcher) report(ctx context.Context, changed []mapping.TableUse, kinds [][]ChangeKind, findings []Finding) error {

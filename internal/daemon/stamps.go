@@ -46,7 +46,7 @@ const (
 // slot, may not be visible for as long as a standby takes to confirm it; and a
 // transaction that was open while its table came into the publication is sent without the
 // changes that it had made before. In both cases it was running when the second step was done. So a
-// snapshot is taken then, and the stamp waits until all that was running in it has ended. That is what making a
+// transaction id is taken then, and the stamp waits until all that have a lower one have ended. That is what making a
 // slot waits for, too. Only transactions that write count.
 //
 // What is not followed yet is not in the text that is published. So whoever attaches next, also
@@ -72,8 +72,8 @@ type stamper struct {
 	source *replication.QueryConn
 
 	// Of step 3, for what is followed since the last step 1.
-	of    *following // that first was taken for
-	first ordering.Snapshot
+	of    *following // that next was taken for
+	next  uint64     // a transaction id that was given out after step 2
 	sent  lsn.LSN
 	since time.Time
 }
@@ -242,15 +242,15 @@ func (s *stamper) visible(ctx context.Context, f *following, pending []*mapping.
 	if err != nil {
 		return false, err
 	}
-	if snapshot.Past(&s.first) {
+	if snapshot.Past(s.next) {
 		if s.checks.ok(conditionStamps) {
 			s.d.log.Info("all that was open before the families were followed has ended")
 		}
 		return true, nil
 	}
 	if time.Since(s.since) >= stampsLate {
-		reason := fmt.Sprintf("reads of %d families go to the source until the transactions have ended that had written and were open when the daemon began to follow them: there were %d",
-			len(pending), s.first.Running())
+		reason := fmt.Sprintf("reads of %d families go to the source until the transactions have ended that had written and were open when the daemon began to follow them: there are %d",
+			len(pending), snapshot.Running(s.next))
 		if s.checks.failed(conditionStamps, reason, fixFor(conditionStamps)) {
 			s.d.log.Warn(reason, "fix", fixFor(conditionStamps))
 		}
@@ -271,18 +271,21 @@ func (s *stamper) snapshot(ctx context.Context, f *following) (snapshot ordering
 			s.hangUp(ctx)
 		}
 	}()
-	if snapshot, err = (querier{s.source, &s.d.pulse.attach}).ReadSnapshot(ctx); err != nil || s.of == f {
-		return snapshot, err
+	if s.of != f {
+		next, err := replication.NextXID(ctx, s.source.Conn())
+		if err != nil {
+			return snapshot, err
+		}
+		_, rows, err := s.source.Query(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text", nil, 1)
+		if err != nil {
+			return snapshot, err
+		}
+		if s.sent, err = lsn.Parse(string(rows[0][0])); err != nil {
+			return snapshot, err
+		}
+		s.of, s.next, s.since = f, next, time.Now()
 	}
-	_, rows, err := s.source.Query(ctx, "SELECT pg_catalog.pg_current_wal_insert_lsn()::text", nil, 1)
-	if err != nil {
-		return snapshot, err
-	}
-	if s.sent, err = lsn.Parse(string(rows[0][0])); err != nil {
-		return snapshot, err
-	}
-	s.of, s.first, s.since = f, snapshot, time.Now()
-	return snapshot, nil
+	return (querier{s.source, &s.d.pulse.attach}).ReadSnapshot(ctx)
 }
 
 // grant publishes stamps for families that had none, and has what was cached before removed. It does not where

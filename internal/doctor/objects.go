@@ -120,6 +120,9 @@ func (x *examination) replicationSlot(ctx context.Context, conn *pgx.Conn, st *p
 	if err != nil {
 		return replication.ServerError(op, err)
 	}
+	if err := x.unfinishedTaps(ctx, conn); err != nil {
+		return err
+	}
 	if !s.HasSlot {
 		x.missingSlot(st, free)
 		x.keepSize(keep)
@@ -166,6 +169,17 @@ func (x *examination) replicationSlot(ctx context.Context, conn *pgx.Conn, st *p
 			Message: "it is no failover slot, so it is not there after a failover of Postgres and is made anew. A new timeline is a gap either way"})
 	}
 	return nil
+}
+
+// unfinishedTaps names slots of the command tap that are still being created: they wait for
+// open transactions, keep WAL, and may have nobody any more who waits for them.
+func (x *examination) unfinishedTaps(ctx context.Context, conn *pgx.Conn) error {
+	slots, err := replication.UnfinishedTaps(ctx, conn)
+	for _, slot := range slots {
+		x.slot.add(Check{Code: "slot_unfinished", Severity: Warning, FixKind: SQL, Fix: slot.CancelCreationSQL() + "  -- gives it up; or wait until it is done",
+			Message: fmt.Sprintf("pid %d is still creating slot %s for a tap, and waits for transactions that are open. Until then it keeps WAL", slot.ActivePID, slot.Name)})
+	}
+	return err
 }
 
 func (x *examination) missingSlot(st *provision.State, free int) {

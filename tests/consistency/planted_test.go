@@ -100,9 +100,9 @@ func plantedBugs() []planted {
 		{"readers do not look at the stamp of an entry", "slot lost",
 			one("cache/stamps.go", "	return stamp == want || want", "	return stamp != \"\" || want")},
 		{"stamps are given before all that was open has ended", "gap while commits wait for a standby",
-			one("internal/daemon/stamps.go", "	if snapshot.Past(&s.first) {", "	if snapshot.Past(&s.first) || true {")},
+			one("internal/daemon/stamps.go", "	if snapshot.Past(s.next) {", "	if snapshot.Past(s.next) || true {")},
 		{"stamps are given before all that was open when a file came has ended", "./tests/integration TestStampWaitsUntilAllIsVisible",
-			one("internal/daemon/stamps.go", "	if snapshot.Past(&s.first) {", "	if snapshot.Past(&s.first) || true {")},
+			one("internal/daemon/stamps.go", "	if snapshot.Past(s.next) {", "	if snapshot.Past(s.next) || true {")},
 		{"the last transaction is confirmed", "./tests/integration TestHistoryThatGoesOnIsNoGap",
 			one("ordering/position.go", "if p.XID != 0 {", "if false {")},
 	}

@@ -53,6 +53,13 @@ func (e *ConfigError) Error() string {
 
 func (e *ConfigError) Unwrap() error { return e.Err }
 
+// Remedy is the text without the fix, and the fix.
+func (e *ConfigError) Remedy() (problem, fix string) {
+	bare := *e
+	bare.Fix = ""
+	return bare.Error(), e.Fix
+}
+
 // GivenAs is err for a URL that did not come from source.url: what it says of that, it
 // says of name then, such as --url.
 func GivenAs(name string, err error) error {
@@ -85,6 +92,13 @@ func (e *UnavailableError) Error() string {
 }
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// Remedy is the text without the hint, and the hint.
+func (e *UnavailableError) Remedy() (problem, fix string) {
+	bare := *e
+	bare.Hint = ""
+	return bare.Error(), e.Hint
+}
 
 // insufficientPrivilege is the SQLSTATE of a right that is missing.
 const insufficientPrivilege = "42501"

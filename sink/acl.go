@@ -12,8 +12,9 @@ import (
 type command struct {
 	name string // as in an ACL rule, without the +
 	when commandUse
-	// probe is a form of it that the server refuses, or that finds nothing, once it
-	// has checked the right: rights are checked before anything is done.
+	// probe is a form of it that finds nothing, or that the server refuses, once it has
+	// checked the right: rights are checked before anything is done. Refusals are counted
+	// by the server, and somebody may watch that; the daemon asks again and again.
 	probe func(key string) []any
 }
 
@@ -32,8 +33,8 @@ const (
 func commands() []command {
 	return []command{
 		{"unlink", always, func(key string) []any { return []any{"unlink", key} }},
-		{"evalsha", always, func(key string) []any { return []any{"evalsha", strings.Repeat("0", 40), 1, key} }}, // no such script
-		{"script|load", always, func(string) []any { return []any{"script", "load", "("} }},                      // does not compile
+		{"script|load", always, func(string) []any { return []any{"script", "load", probeSource} }}, // which the next one calls
+		{"evalsha", always, func(key string) []any { return []any{"evalsha", sha(probeSource), 1, key} }},
 		{"info", always, func(string) []any { return []any{"info", "server"} }},
 		{"scan", always, func(string) []any { return []any{"scan", 0, "count", 1} }},
 		{"get", always, func(key string) []any { return []any{"get", key} }},
@@ -45,16 +46,16 @@ func commands() []command {
 		// Scripts for soft invalidation and dependents.
 		{"time", always, func(string) []any { return []any{"time"} }},
 		{"getrange", always, func(key string) []any { return []any{"getrange", key, 0, 0} }},
-		{"setrange", always, func(key string) []any { return []any{"setrange", key, -1, ""} }}, // out of range
+		{"setrange", always, func(key string) []any { return []any{"setrange", key, 0, ""} }}, // nothing to write
 		{"pttl", always, func(key string) []any { return []any{"pttl", key} }},
-		{"pexpire", always, func(key string) []any { return []any{"pexpire", key, "soon"} }}, // not a number
+		{"pexpire", always, func(key string) []any { return []any{"pexpire", key, 1} }}, // there is no such key
 		{"zrevrange", always, func(key string) []any { return []any{"zrevrange", key, 0, 0} }},
 		{"zrangebyscore", always, func(key string) []any { return []any{"zrangebyscore", key, 0, 0} }},
 		{"zscore", always, func(key string) []any { return []any{"zscore", key, ""} }},
 		{"zrem", always, func(key string) []any { return []any{"zrem", key, ""} }},
 		// Scripts for what is held.
 		{"hdel", always, func(key string) []any { return []any{"hdel", key, "a"} }},
-		{"zadd", always, func(key string) []any { return []any{"zadd", key, "a", "b"} }}, // a is no score
+		{"zadd", always, func(key string) []any { return []any{"zadd", key, "xx", 0, "a"} }}, // there is no such member
 		{"zcount", always, func(key string) []any { return []any{"zcount", key, 0, 0} }},
 		{"select", inDatabase, func(string) []any { return []any{"select", 0} }},
 		{"cluster|slots", inCluster, func(string) []any { return []any{"cluster", "slots"} }},

@@ -45,6 +45,7 @@ const (
 type Early struct {
 	r    *Redis
 	conn atomic.Pointer[earlyConn] // nil while there is none
+	told func(error)               // how it goes: nil once it is connected
 	buf  []byte                    // commandHead bytes, then the keys
 	keys int
 }
@@ -63,9 +64,10 @@ func drop(c net.Conn) {
 	_ = c.Close() // it is given up, whatever that says
 }
 
-// NewEarly returns an Early; Run connects it.
-func (r *Redis) NewEarly() *Early {
-	return &Early{r: r, buf: make([]byte, commandHead, commandHead+earlyBytes)}
+// NewEarly returns an Early; Run connects it. told hears of each connection, and of what
+// ended it or kept it from coming about.
+func (r *Redis) NewEarly(told func(error)) *Early {
+	return &Early{r: r, told: told, buf: make([]byte, commandHead, commandHead+earlyBytes)}
 }
 
 // Add notes a key for the next Flush, and says whether it did.
@@ -122,6 +124,7 @@ func (e *Early) Run(ctx context.Context) error {
 		if err := e.serve(ctx); err != nil && ctx.Err() == nil {
 			e.r.metrics.earlyFailed.Inc()
 			e.r.log.Debug("the connection for early removals was lost; batches remove the keys alone until it is back", "error", err)
+			e.told(wrap("remove keys early", "", "", err))
 		}
 		timer := time.NewTimer(earlyPause)
 		select {
@@ -150,6 +153,7 @@ func (e *Early) serve(ctx context.Context) error {
 	}
 	c := &earlyConn{Conn: conn}
 	e.conn.Store(c)
+	e.told(nil)
 	defer e.conn.CompareAndSwap(c, nil)
 	for {
 		if err := answer(answers); err != nil {

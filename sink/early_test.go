@@ -16,7 +16,7 @@ import (
 func running(t *testing.T, url string) (*Redis, *Early) {
 	t.Helper()
 	r := attached(t, url)
-	e := r.NewEarly()
+	e := r.NewEarly(func(error) {})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -158,7 +158,7 @@ func TestEarlyGivesUpAtOnce(t *testing.T) {
 	}
 	defer func() { (<-shaken).Close() }()
 	s, _ := server(t)
-	e := attached(t, s.URL()).NewEarly()
+	e := attached(t, s.URL()).NewEarly(func(error) {})
 	e.conn.Store(&earlyConn{Conn: c})
 	began := time.Now()
 	for n := 0; e.Add(make([]byte, earlyBytes-commandHead-16)); n++ {

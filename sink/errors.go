@@ -92,6 +92,13 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// Remedy is the text without the hint, and the hint.
+func (e *Error) Remedy() (problem, fix string) {
+	bare := *e
+	bare.Hint = ""
+	return bare.Error(), e.Hint
+}
+
 // Configuration reports whether a person has to mend something.
 func (e *Error) Configuration() bool { return e.Kind == KindConfiguration }
 
@@ -174,7 +181,7 @@ func wrap(op, addr, position string, err error) error {
 		return &e
 	}
 	if answer, ok := unknownCommand(err); ok {
-		return &Error{Op: op, Addr: addr, Position: position, Err: errors.New(answer), Kind: KindConfiguration,
+		return &Error{Op: op, Addr: addr, Position: position, Err: noCommand(answer), Kind: KindConfiguration,
 			Hint: "the server has this command disabled or under another name; the daemon needs it as it is"}
 	}
 	e := &Error{Op: op, Addr: addr, Position: position, Err: err}
@@ -196,9 +203,17 @@ func unknownCommand(err error) (answer string, ok bool) {
 	return text, replyCode(err) == "ERR" && (repeats || strings.Contains(text, "unknown command") || strings.Contains(text, "Unknown Redis command"))
 }
 
+// noCommand is the answer of a server that does not have a command.
+type noCommand string
+
+func (e noCommand) Error() string { return string(e) }
+
 func isUnknownCommand(err error) bool {
 	if err == nil {
 		return false
+	}
+	if known := noCommand(""); errors.As(err, &known) {
+		return true
 	}
 	_, unknown := unknownCommand(err)
 	return unknown

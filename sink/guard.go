@@ -101,12 +101,23 @@ func (g *guard) admit(id Identity, clustered bool) error {
 			return nil
 		}
 		return g.setChanged(fmt.Errorf("%w: %s", ErrNodeChanged, prev.difference(id)))
-	case !clustered && id.clustered:
-		return &Error{Kind: KindConfiguration, Addr: id.Addr, Hint: clusterHint, Err: errors.New("redis.url names one server")}
-	case !clustered && id.Role != rolePrimary:
-		return notPrimary(id)
+	case !clustered:
+		if err := id.usable(clustered); err != nil {
+			return err
+		}
 	}
 	g.seen[id.Addr] = id
+	return nil
+}
+
+// usable says why a node cannot be worked on.
+func (id Identity) usable(clustered bool) error {
+	switch {
+	case !clustered && id.clustered:
+		return &Error{Kind: KindConfiguration, Addr: id.Addr, Hint: clusterHint, Err: errors.New("redis.url names one server")}
+	case id.Role != rolePrimary:
+		return notPrimary(id)
+	}
 	return nil
 }
 

@@ -2,11 +2,7 @@ package sink
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -20,9 +16,7 @@ import (
 // Inspection is what a look at the server found, without a change of any key.
 type Inspection struct {
 	Nodes []NodeInfo
-	// MissingCommands are those of the ACL rule that the user may not run, as they
-	// stand in the rule; MissingKeys the patterns of keys that it may not touch.
-	MissingCommands, MissingKeys []string
+	Rights
 }
 
 // NodeInfo is what a primary says of itself in INFO.
@@ -53,6 +47,7 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 	if err != nil {
 		return in, &Error{Op: op, Kind: KindConfiguration, Err: err}
 	}
+	in.user = e.username
 	needed := commandsFor(config)
 	// The rights do not differ by database, and without SELECT no connection to
 	// another one would come about.
@@ -78,7 +73,7 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 	for _, c := range clients {
 		info, err := inspectNode(ctx, c, be.addr(c), be.cluster != nil)
 		switch {
-		case deniedCommand(err):
+		case deniedCommand(err), isUnknownCommand(err):
 		case err != nil:
 			return in, wrap(op, be.addr(c), "", be.explained(ctx, err))
 		case info.refused != nil:
@@ -86,7 +81,7 @@ func Inspect(ctx context.Context, config mapping.Redis, families []*mapping.Fami
 		default:
 			in.Nodes = append(in.Nodes, info)
 		}
-		if err := in.rights(ctx, c, needed, KeyPatterns(config, families)); err != nil {
+		if err := in.probe(ctx, c, needed, KeyPatterns(config, families)); err != nil {
 			return in, wrap(op, be.addr(c), "", err)
 		}
 	}
@@ -165,70 +160,3 @@ func inspectNode(ctx context.Context, c *redis.Client, addr string, clustered bo
 	}
 	return n, nil
 }
-
-// rights tries each command on a key that is not there. Each node has users of its
-// own, and checks rights before it says that a key belongs to another one.
-func (in *Inspection) rights(ctx context.Context, c *redis.Client, needed []command, patterns []string) error {
-	var nonce [12]byte
-	if _, err := rand.Read(nonce[:]); err != nil {
-		return err
-	}
-	absent := func(pattern string) string { return keyOfPattern(pattern, "doctor-"+hex.EncodeToString(nonce[:])) }
-	try := func(args []any) error {
-		cmd := redis.NewCmd(ctx, args...)
-		_ = send(ctx, c, cmd) // the error stands on the command
-		return cmd.Err()
-	}
-	missing := func(list *[]string, name string) {
-		if !slices.Contains(*list, name) {
-			*list = append(*list, name)
-		}
-	}
-	own := absent(patterns[0])
-	unlink := true
-	for _, c := range needed {
-		err := try(c.probe(own))
-		switch {
-		case deniedCommand(err):
-			missing(&in.MissingCommands, c.name)
-			unlink = unlink && c.name != "unlink"
-		case err != nil && replyCode(err) == "" && !errors.Is(err, redis.Nil):
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
-	}
-	if !unlink {
-		return nil // what it may touch cannot be told
-	}
-	for _, p := range patterns {
-		key := absent(p)
-		if deniedKey(try([]any{"unlink", key})) || deniedKey(try([]any{"get", key})) {
-			missing(&in.MissingKeys, p)
-		}
-	}
-	return nil
-}
-
-// keyOfPattern is a key that a glob of KeyPatterns matches.
-func keyOfPattern(pattern, value string) string {
-	var b strings.Builder
-	for i := 0; i < len(pattern); i++ {
-		switch {
-		case pattern[i] == '\\' && i+1 < len(pattern):
-			i++
-			b.WriteByte(pattern[i])
-		case pattern[i] == '*':
-			b.WriteString(value)
-		default:
-			b.WriteByte(pattern[i])
-		}
-	}
-	return b.String()
-}
-
-// A refusal names what is missing in words only, and each version in its own: "no
-// permissions to run the 'get' command" and "no permissions to access ... key".
-func deniedCommand(err error) bool {
-	return replyCode(err) == "NOPERM" && strings.Contains(err.Error(), "to run")
-}
-
-func deniedKey(err error) bool { return replyCode(err) == "NOPERM" && !deniedCommand(err) }

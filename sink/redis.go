@@ -46,6 +46,7 @@ type Options struct {
 // SaveCatalog, LoadCatalog, the methods for stamps and PurgeBehind may be called at any time
 // from any other.
 type Redis struct {
+	config     mapping.Redis // its URL may have an older password than login
 	endpoint   *endpoint
 	login      atomic.Pointer[endpoint] // the same server with today's password, see UpdateLogin
 	controlKey string
@@ -118,6 +119,7 @@ func Open(o Options) (*Redis, error) {
 		return nil, &Error{Op: "open", Kind: KindUsage, Err: err}
 	}
 	r := &Redis{
+		config:     o.Config,
 		endpoint:   e,
 		prefix:     prefix,
 		controlKey: mapping.ControlKey(prefix, o.Slot),

@@ -24,19 +24,19 @@ func (s *stamper) purge(ctx context.Context) error {
 	pause := newBackOff()
 	for {
 		next := purgeLook
-		if err := s.purgeNow(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if endsSession(err) {
-				s.leave(err)
-				return nil
-			}
+		err := s.purgeNow(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case endsSession(err):
+			s.leave(err)
+			return nil
+		case err != nil:
 			next = pause.NextBackOff()
-			s.d.log.Warn("the purge is interrupted", "error", err, "retry_in", next.Round(time.Millisecond))
-		} else {
+		default:
 			pause.Reset()
 		}
+		s.d.chore(s.checks, chorePurge, err)
 		if !sleep(ctx, next) {
 			return nil
 		}

@@ -24,6 +24,8 @@ const (
 	conditionHeld      = "held"
 	conditionStuck     = "stuck"
 	conditionStamps    = "stamps"
+	// conditionBackground is of the work beside the stream, see chores.go.
+	conditionBackground = "background"
 )
 
 // conditionKind is what is fixed of a condition.
@@ -49,6 +51,7 @@ func conditionKinds() []conditionKind {
 		{name: conditionMappings, fix: "correct the file and reload again; the mappings from before are in force"},
 		{name: conditionIdentity, session: true},
 		{name: conditionHeld, session: true, fix: "see that Redis is reachable and takes writes; what is held back of classes with linger or max_rate stays in Redis meanwhile"},
+		{name: conditionBackground, ready: true, session: true, fix: "see the reason; the daemon tries again by itself"},
 		{name: conditionStamps, session: true, fix: "end them: SELECT pid, xact_start, state FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and look at pg_prepared_xacts"},
 	}
 }
@@ -92,6 +95,7 @@ type checks struct {
 	streams  bool
 	watcher  *replication.CatalogWatcher
 	findings []replication.Finding // what widens
+	chores   []chore               // that fail
 }
 
 func newBoard() *board {

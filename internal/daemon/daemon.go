@@ -230,8 +230,12 @@ func (d *daemon) failing(c *checks, condition string, err error) {
 	if refusesLogin(err) {
 		d.rereadSecrets()
 	}
+	if condition == conditionRedis {
+		err = d.precise(err)
+	}
 	d.told(d.o.Supervisor.Status("waiting for " + condition))
-	if c.failed(condition, err.Error(), fixFor(condition)) {
+	reason, fix := explain(err, condition)
+	if c.failed(condition, reason, fix) {
 		d.log.Warn("waiting for "+condition, "error", err)
 	}
 }

@@ -78,7 +78,9 @@ func (w *drainer) told(err error) {
 		}
 		return
 	}
-	if w.checks.failed(conditionHeld, err.Error(), fixFor(conditionHeld)) {
+	err = w.d.precise(err)
+	reason, fix := explain(err, conditionHeld)
+	if w.checks.failed(conditionHeld, reason, fix) {
 		w.d.log.Warn("what is held back is not applied", "error", err)
 	}
 }

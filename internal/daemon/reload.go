@@ -24,7 +24,11 @@ func (d *daemon) watchReload(ctx context.Context) error {
 		if err != nil {
 			d.metrics.reloads.WithLabelValues("refused").Inc()
 			d.metrics.reloadOK.Set(0)
-			d.health.process.failed(conditionMappings, err.Error(), fixFor(conditionMappings))
+			reason, fix := explain(err, conditionMappings)
+			if own := fixFor(conditionMappings); fix != own {
+				fix += "; then reload again; the mappings from before are in force"
+			}
+			d.health.process.failed(conditionMappings, reason, fix)
 			d.log.Error("the mappings were not reloaded; those from before are in force", "file", d.o.Config, "error", err)
 			continue
 		}
@@ -76,6 +80,9 @@ func (d *daemon) reload(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+	if err := d.sink.CheckRights(ctx, plan.Families()); err != nil {
+		return err
 	}
 	setup := d.setupOptions(plan)
 	setup.CreateSlot, setup.CreatePublication = false, false

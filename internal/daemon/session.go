@@ -43,7 +43,6 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			return fault
 		}
 		d.tellAbsence(ctx, err)
-		var config *replication.ConfigError
 		stuck := d.obstacle.Load()
 		if stuck != nil && stuck.err != nil && !errors.Is(err, stuck.err) {
 			stuck = nil // it ended for another reason; of the first the next attempt tells
@@ -53,11 +52,8 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			pause.Reset()
 		}
 		next := pause.NextBackOff()
-		fix := fixFor(conditionStreaming)
-		if errors.As(err, &config) && config.Fix != "" {
-			fix = config.Fix
-		}
-		d.health.process.failed(conditionStreaming, err.Error(), fix)
+		reason, fix := explain(err, conditionStreaming)
+		d.health.process.failed(conditionStreaming, reason, fix)
 		d.told(d.o.Supervisor.Status("not streaming: " + err.Error()))
 		if stuck.stuck() {
 			d.log.Warn("not streaming", "error", err, "retry_in", stuckPause(stuck))
@@ -106,6 +102,9 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	}
 	d.working(d.checks, conditionSource)
 	defer replication.CloseControl(ctx, control)
+	if err := d.mayRun(ctx); err != nil {
+		return false, err
+	}
 	setup, err := d.setUp(ctx, control)
 	if err != nil {
 		return false, err
@@ -238,7 +237,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	queue := ordering.NewQueue(start)
 	window := ordering.NewWindow(d.file.Redis.ReplayWindow)
 	plan := stamps.switched.Load()
-	early := d.sink.NewEarly()
+	early := d.sink.NewEarly(func(err error) { d.chore(d.checks, choreEarly, err) })
 	r := &receiver{
 		d: d, stream: stream, early: early, dec: decoder.NewFor(stream.Encoding()), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
 		history: newHistory(stored),
@@ -269,8 +268,9 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return d.standby.Run(streamCtx) })
 	helpers.Go(func() error { return watcher.Run(streamCtx) })
 	helpers.Go(func() error { return early.Run(streamCtx) })
-	helpers.Go(func() error { return d.keepCatalog(streamCtx, watcher) })
-	helpers.Go(func() error { return d.keepState(streamCtx, leave) })
+	helpers.Go(func() error { return d.keepCatalog(streamCtx, d.checks, watcher) })
+	helpers.Go(func() error { return d.keepState(streamCtx, d.checks, leave) })
+	helpers.Go(func() error { return d.keepRights(streamCtx, d.checks) })
 	helpers.Go(func() error { return newDrainer(d, d.checks, leave).run(streamCtx) })
 	helpers.Go(func() error { return r.settler.run(streamCtx) })
 	stamps.leave = leave
@@ -281,6 +281,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	known, _ := d.sink.Known()
 	d.progress.attached(setup, queue, known.Applied, known.End)
 	d.checks.streaming(watcher)
+	d.checks.ok(conditionBackground)
 	d.streaming(setup)
 	d.pulse.attach.rest()
 	d.pulse.receiver.now()

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +26,7 @@ const (
 // It belongs to a session: a position of another one may be of another history.
 type settler struct {
 	sink    *sink.Redis
-	log     *slog.Logger
+	told    func(error)
 	leave   context.CancelCauseFunc
 	watcher *replication.CatalogWatcher
 	nudged  atomic.Uint64 // position of a transaction whose sender waits; 0 for none
@@ -43,7 +42,7 @@ type settleMark struct {
 }
 
 func newSettler(d *daemon, leave context.CancelCauseFunc, w *replication.CatalogWatcher) *settler {
-	return &settler{sink: d.sink, log: d.log, leave: leave, watcher: w}
+	return &settler{sink: d.sink, told: func(err error) { d.chore(d.checks, choreSettled, err) }, leave: leave, watcher: w}
 }
 
 // nudge notes that somebody waits for what was committed up to a position. Any role can ask
@@ -68,12 +67,15 @@ func (s *settler) run(ctx context.Context) error {
 		s.note(time.Now(), control.End)
 		err := s.sink.Settle(ctx, s.looked)
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case ctx.Err() != nil:
 		case endsAttachment(err):
 			s.leave(err)
 			return nil
 		default:
-			s.log.Debug("what is settled was not published", "error", err)
+			s.told(err)
+			if err == nil {
+				continue
+			}
 			notBefore = time.Now().Add(stateRetry)
 		}
 	}

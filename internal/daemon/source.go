@@ -116,21 +116,22 @@ func (d *daemon) knownCatalog(ctx context.Context, now replication.CatalogState)
 }
 
 // keepCatalog stores the state of the catalogs whenever it has been acted upon.
-func (d *daemon) keepCatalog(ctx context.Context, w *replication.CatalogWatcher) error {
+func (d *daemon) keepCatalog(ctx context.Context, c *checks, w *replication.CatalogWatcher) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var saved replication.CatalogState
 	save := func(ctx context.Context) {
 		state := w.State()
 		if len(state) == 0 || maps.Equal(state, saved) {
+			d.chore(c, choreCatalog, nil)
 			return
 		}
-		if err := d.sink.SaveCatalog(ctx, state); err != nil {
-			// Tried again; should it never succeed, a restart invalidates more.
-			d.log.Debug("the state of the catalogs was not stored", "error", err)
-			return
+		// Tried again; should it never succeed, a restart invalidates more.
+		err := d.sink.SaveCatalog(ctx, state)
+		d.chore(c, choreCatalog, err)
+		if err == nil {
+			saved = state
 		}
-		saved = state
 	}
 	for {
 		select {

@@ -131,11 +131,13 @@ func (s *stamper) run(ctx context.Context) error {
 			s.leave(err)
 			return nil
 		case err != nil:
-			s.d.log.Debug("the stamps are not published yet", "error", err)
+			s.d.chore(s.checks, choreStamps, err)
 			next = pause.NextBackOff()
 		case !done:
+			s.d.chore(s.checks, choreStamps, nil)
 			next = stampPause
 		default:
+			s.d.chore(s.checks, choreStamps, nil)
 			pause.Reset()
 		}
 		if !sleep(ctx, next) {
@@ -351,6 +353,8 @@ func (s *stamper) insist(ctx context.Context, try func() error) error {
 		err := try()
 		if endsSession(err) {
 			err = backoff.Permanent(err)
+		} else if ctx.Err() == nil {
+			s.d.chore(s.checks, choreStamps, err)
 		}
 		return struct{}{}, err
 	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))

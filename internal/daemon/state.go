@@ -116,7 +116,7 @@ type sighting struct{ freshAsOf, stateSince, updated time.Time }
 // before anybody publishes a gap, which it would take back. One who finds that another
 // process has written the state leaves the session: to insist would overwrite what that
 // one says.
-func (d *daemon) keepState(ctx context.Context, leave context.CancelCauseFunc) error {
+func (d *daemon) keepState(ctx context.Context, c *checks, leave context.CancelCauseFunc) error {
 	tick := time.NewTicker(stateInterval)
 	defer tick.Stop()
 	var notBefore time.Time
@@ -132,13 +132,14 @@ func (d *daemon) keepState(ctx context.Context, leave context.CancelCauseFunc) e
 		err := d.setState(ctx)
 		switch {
 		case err == nil:
-			d.untellStuck(ctx)
+			d.chore(c, choreState, nil)
+			d.untellStuck(ctx, c)
 		case ctx.Err() != nil:
 		case endsAttachment(err):
 			leave(err)
 			return nil
 		default:
-			d.log.Debug("the state was not published", "error", err)
+			d.chore(c, choreState, err)
 			notBefore = time.Now().Add(stateRetry)
 		}
 	}

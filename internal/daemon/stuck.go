@@ -201,15 +201,13 @@ func (d *daemon) tellStuck(ctx context.Context, o *obstacle, ttl time.Duration) 
 
 // untellStuck takes back what was told once the stream is past it: who reads it would ask for
 // something that is not there any more.
-func (d *daemon) untellStuck(ctx context.Context) {
+func (d *daemon) untellStuck(ctx context.Context, c *checks) {
 	if !d.stuckTold || d.obstacle.Load() != nil {
 		return
 	}
-	if err := d.sink.ForgetStuck(ctx); err != nil {
-		d.log.Debug("redis still says that the stream is stuck", "error", err)
-		return
-	}
-	d.stuckTold = false
+	err := d.sink.ForgetStuck(ctx)
+	d.chore(c, choreStuck, err)
+	d.stuckTold = err != nil
 }
 
 // skipRequested answers a request to give a transaction up, and says whether it has done

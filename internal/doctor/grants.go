@@ -118,10 +118,3 @@ func urlUser(s mapping.Secret) string {
 	}
 	return name
 }
-
-func (x *examination) redisUser() string {
-	if user := urlUser(x.File.Redis.URL); user != "" {
-		return user
-	}
-	return "default"
-}

@@ -117,15 +117,15 @@ func (x *examination) persistence(n sink.NodeInfo) {
 }
 
 func (x *examination) rights(in sink.Inspection) {
-	if len(in.MissingCommands)+len(in.MissingKeys) == 0 {
+	lacks := in.Lacks()
+	if len(lacks) == 0 {
 		x.redis.ok("redis_acl", "the user may run every command that is needed, on every key")
-		return
 	}
-	user := x.redisUser()
-	for _, c := range in.MissingCommands {
-		x.redis.add(Check{Code: "redis_acl", Severity: Fatal, Subject: "+" + c, Message: "the user may not run " + strings.ReplaceAll(c, "|", " "), FixKind: RedisCLI, Fix: "ACL SETUSER " + sink.RedisCLIWord(user) + " +" + c})
-	}
-	for _, p := range in.MissingKeys {
-		x.redis.add(Check{Code: "redis_acl_keys", Severity: Fatal, Subject: "~" + p, Message: "the user may not read and write the keys " + p, FixKind: RedisCLI, Fix: "ACL SETUSER " + sink.RedisCLIWord(user) + " " + sink.RedisCLIWord("~"+p)})
+	for _, l := range lacks {
+		kind := Person
+		if l.CLI {
+			kind = RedisCLI
+		}
+		x.redis.add(Check{Code: l.Code, Severity: Fatal, Subject: l.Subject, Message: l.Message, FixKind: kind, Fix: l.Fix})
 	}
 }

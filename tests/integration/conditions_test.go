@@ -89,7 +89,7 @@ func TestEveryConditionComesBack(t *testing.T) {
 		spoil, mend  func()
 	}
 	kinds := []kind{
-		{name: "streaming", reason: "REPLICATION",
+		{name: "streaming", reason: "the role lacks a right",
 			spoil: func() { w.exec(`ALTER ROLE daemon NOREPLICATION`); terminate("") },
 			mend:  func() { w.exec(`ALTER ROLE daemon REPLICATION`) }},
 		{name: "source", reason: "too many connections",
@@ -108,6 +108,9 @@ func TestEveryConditionComesBack(t *testing.T) {
 		{name: "held", reason: "timeout",
 			spoil: func() { signal(syscall.SIGSTOP) },
 			mend:  func() { signal(syscall.SIGCONT) }},
+		{name: "background", reason: "the user may not run scan",
+			spoil: func() { w.rdb.Do(t.Context(), "ACL", "SETUSER", "default", "-scan") },
+			mend:  func() { w.rdb.Do(t.Context(), "ACL", "SETUSER", "default", "+scan") }},
 		{name: "gap", reason: "the slot is missing",
 			spoil: func() {
 				blocker = servertest.Connect(t, admins)
@@ -268,7 +271,7 @@ func TestServersThatWereNeverReachedAreNotOK(t *testing.T) {
 	p := w.launch()
 	var address string
 	w.eventually("the daemon serves its status pages", func() bool { address = p.address(); return address != "" })
-	w.eventually("the source is known to be away", func() bool { return w.condition(address, "source").State == admin.StateFailed })
+	w.eventually("the first attempt is over", func() bool { return w.condition(address, "streaming").State == admin.StateFailed })
 	_, conditions := w.answered(address, "/healthz")
 	for _, c := range conditions {
 		want := admin.StateUnknown

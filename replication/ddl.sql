@@ -97,7 +97,7 @@ EXCEPTION WHEN OTHERS THEN
         PERFORM pg_logical_emit_message(true, 'cdc_invalidator.ddl', jsonb_build_object('version', 1, 'command', tg_tag, 'failed', code)::text);
         RAISE WARNING 'cdc_invalidator.announce_ddl: % (SQLSTATE %); all that is mapped counts as touched', reason, code;
     EXCEPTION WHEN OTHERS THEN
-        RAISE WARNING 'cdc_invalidator.announce_ddl: % (SQLSTATE %), then % (SQLSTATE %); the daemon finds the change in the catalogs, ten seconds later at most', reason, code, sqlerrm, sqlstate;
+        RAISE WARNING 'cdc_invalidator.announce_ddl: % (SQLSTATE %), then % (SQLSTATE %); the daemon finds the change when it compares the catalogs', reason, code, sqlerrm, sqlstate;
     END;
 END
 $announce$;

@@ -57,7 +57,7 @@ type WatcherOptions struct {
 // the log, and short looks prove that nothing was missed. Whenever one finds a difference,
 // DDL is announced, something stands against a table, or the trigger does not announce all, it
 // is followed by a wide look, which compares everything. Where nothing calls for it there is
-// one every ten seconds.
+// one every ten seconds, or less often where it is long.
 type CatalogWatcher struct {
 	o    WatcherOptions
 	look chan struct{} // asks for a look now

@@ -59,7 +59,7 @@ func (w *CatalogWatcher) lookOnce(ctx context.Context, conn *pgx.Conn) error {
 	}
 	w.mu.Lock()
 	pending := asked > w.answered
-	wide := changed || !w.announced || w.unsettled() || short.below != w.belowNow || began.Sub(w.lastWide) >= wideInterval
+	wide := changed || !w.announced || w.unsettled() || short.below != w.belowNow || began.Sub(w.lastWide) >= min(max(wideInterval, quietShare*w.took), quietMost)
 	if !short.visible {
 		asked = w.answered
 	} else if pending && !wide {

@@ -19,6 +19,10 @@ const (
 	// wideInterval is how often all is compared where the event trigger announces DDL: for
 	// what slips past it, such as a session that has switched it off.
 	wideInterval = 10 * time.Second
+	// quietShare is how much of its time the source may work on that: one part of it, with an
+	// interval of a minute at most. With more than a few hundred tables it is longer than wideInterval.
+	quietShare = 400
+	quietMost  = time.Minute
 	// wideShare is how much of its time the source may be looking, at most: one part of it.
 	// Where that is not enough for a budget, freshness says so.
 	wideShare = 10

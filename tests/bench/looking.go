@@ -88,7 +88,7 @@ func (b *bench) lookingFor(ctx context.Context, p *process, database string, tri
 	}
 	began := time.Now()
 	select {
-	case <-time.After(max(b.duration, 3*wideEvery)): // the wide look of every ten seconds is in it
+	case <-time.After(max(b.duration, lookedFor)):
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -123,8 +123,8 @@ func (b *bench) lookingFor(ctx context.Context, p *process, database string, tri
 	return nil
 }
 
-// wideEvery is how often all is compared where the event trigger is installed.
-const wideEvery = 10 * time.Second
+// lookedFor is long enough for wide looks to be in it where the event trigger is installed.
+const lookedFor = time.Minute
 
 // backend is a process of the server that works for the daemon.
 type backend struct {

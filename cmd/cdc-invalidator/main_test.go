@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,7 +35,12 @@ type program struct {
 
 func startProgram(t *testing.T, postgres, redis string) *program {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "mappings.yaml")
+	return startCommand(t, mappingsFor(t, postgres, redis), nil, "run", "--http", "off", "--config")
+}
+
+func mappingsFor(t *testing.T, postgres, redis string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "mappings.yaml")
 	config := fmt.Sprintf(`version: 1
 source:
   url: %s
@@ -48,12 +54,21 @@ mappings: [{table: public.users, keys: [user]}]
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0], "run", "--config", path, "--http", "off")
+	return path
+}
+
+// startCommand runs a command on a file, by way of another program where before names one. Its
+// lines are those of stdout and stderr.
+func startCommand(t *testing.T, path string, before []string, command ...string) *program {
+	t.Helper()
+	args := slices.Concat(before, []string{os.Args[0]}, command, []string{path})
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), asProgram+"=1")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	cmd.Stdout = cmd.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -157,5 +172,43 @@ func TestSignals(t *testing.T) {
 	defer close(stop)
 	if s := p.ended(t); !s.Signaled() || s.Signal() != syscall.SIGINT {
 		t.Errorf("after the second SIGINT: %v", s)
+	}
+}
+
+// A terminal that is lost ends what ran on it, with all that it has made on the server; what was
+// told to survive that goes on.
+func TestHangup(t *testing.T) {
+	pg := servertest.PrivatePostgres(t, localserver.PostgresOptions{})
+	db := servertest.NewDatabase(t, pg, "hangup")
+	db.Exec(t, "CREATE TABLE users (id int PRIMARY KEY, name text)", "CREATE PUBLICATION signals FOR TABLE users WITH (publish_via_partition_root = true)")
+	tap := func(before ...string) *program {
+		p := startCommand(t, mappingsFor(t, db.URL, "redis://127.0.0.1:1"), before, "tap", "--config")
+		p.logs(t, "following publication")
+		return p
+	}
+	p := tap()
+	p.signal(t, syscall.SIGHUP)
+	_ = p.cmd.Process.Signal(syscall.SIGHUP) // the shell sends another one; it may have ended
+	if s := p.ended(t); !s.Exited() || s.ExitStatus() != 0 {
+		t.Errorf("after SIGHUP: %v", s)
+	}
+	// The server needs a moment to see that the connection is gone.
+	conn := servertest.Connect(t, db.URL)
+	for left, deadline := 1, time.Now().Add(20*time.Second); left > 0; {
+		if err := conn.QueryRow(t.Context(), "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_stat_replication)").Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a slot or a walsender is left")
+		}
+	}
+
+	p = tap("nohup")
+	p.signal(t, syscall.SIGHUP)
+	db.Exec(t, "INSERT INTO users VALUES (1)")
+	p.logs(t, "user:")
+	p.signal(t, syscall.SIGINT)
+	if s := p.ended(t); !s.Exited() || s.ExitStatus() != 0 {
+		t.Errorf("after SIGINT: %v", s)
 	}
 }

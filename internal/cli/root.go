@@ -21,7 +21,7 @@ const programName = "cdc-invalidator"
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	reload         <-chan struct{}
+	reloads        func() <-chan struct{} // nil where nobody asks for any
 
 	// ran is set when a command's own code starts. An error before that is
 	// cobra's verdict on the arguments, which has no type of its own.
@@ -32,9 +32,9 @@ type app struct {
 type Option func(*app)
 
 // WithReload gives `run` the channel on which a reload of its file is asked for
-// (SIGHUP).
-func WithReload(ch <-chan struct{}) Option {
-	return func(a *app) { a.reload = ch }
+// (SIGHUP). ask is called when it begins: to all other commands SIGHUP means their end.
+func WithReload(ask func() <-chan struct{}) Option {
+	return func(a *app) { a.reloads = ask }
 }
 
 // Main runs one command and returns the process's exit code. It never exits

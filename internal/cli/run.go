@@ -53,6 +53,10 @@ name) and /metrics.`,
 				return err
 			}
 			logRedisTo(logger)
+			var reload <-chan struct{}
+			if a.reloads != nil {
+				reload = a.reloads()
+			}
 			build := readBuildInfo()
 			logger.Info("starting", "version", build.Version, "commit", build.Commit, "config", config)
 			registry := prometheus.NewRegistry()
@@ -65,7 +69,7 @@ name) and /metrics.`,
 			}
 			defer manager.Close()
 			err = daemon.Run(cmd.Context(), daemon.Options{
-				Version: build.Version, Commit: build.Commit, Config: config, HTTP: listen, Logger: logger, Reload: a.reload, Registry: registry,
+				Version: build.Version, Commit: build.Commit, Config: config, HTTP: listen, Logger: logger, Reload: reload, Registry: registry,
 				Supervisor: manager,
 			})
 			if err == nil {

@@ -135,7 +135,7 @@ func startRun(t *testing.T, path string) *running {
 	r := &running{http: "http://" + addr, reload: make(chan struct{}, 1), log: &lockedBuffer{}}
 	done := make(chan int, 1)
 	go func() {
-		done <- Main(ctx, []string{"run", "--config", path, "--http", addr, "--log-format", "json"}, strings.NewReader(""), io.Discard, r.log, WithReload(r.reload))
+		done <- Main(ctx, []string{"run", "--config", path, "--http", addr, "--log-format", "json"}, strings.NewReader(""), io.Discard, r.log, WithReload(func() <-chan struct{} { return r.reload }))
 	}()
 	r.stop = sync.OnceValue(func() int { cancel(); return <-done })
 	t.Cleanup(func() {

@@ -124,6 +124,8 @@ type TableUse struct {
 	OldColumns    []string // those whose old value is needed: these must be in the replica identity
 	Truncate      bool     // a TRUNCATE counts
 	Families      []*Family
+
+	rules []*rule // see LeavesOut; none where it does not come from a plan
 }
 
 // Strictest is the shortest staleness of a class in use; 0 without any.
@@ -141,7 +143,7 @@ func (p *Plan) Strictest() time.Duration {
 func (p *Plan) Tables() []TableUse {
 	var uses []TableUse
 	for name, rules := range p.tables {
-		u := TableUse{Schema: name.schema, Table: name.table}
+		u := TableUse{Schema: name.schema, Table: name.table, rules: rules}
 		for _, r := range rules {
 			r.use(&u)
 		}

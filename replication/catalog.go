@@ -49,9 +49,9 @@ func checkCatalog(ctx context.Context, conn *pgx.Conn, publication string, table
 	if err != nil {
 		return nil, err
 	}
-	mapped := make(map[string]bool, len(all))
+	mapped := make(map[string]mapping.TableUse, len(all))
 	for _, u := range all {
-		mapped[qualified(u.Schema, u.Table)] = true
+		mapped[qualified(u.Schema, u.Table)] = u
 	}
 	var findings []Finding
 	for i, u := range tables {
@@ -68,7 +68,7 @@ func checkCatalog(ctx context.Context, conn *pgx.Conn, publication string, table
 			continue
 		}
 		checkColumns(t, u, add)
-		checkBelow(t, mapped, add)
+		checkBelow(t, u, mapped, add)
 		checkIdentity(t, u, add)
 	}
 	return findings, settleIdentities(ctx, conn, publication, tables, findings)
@@ -142,17 +142,30 @@ func checkColumns(t *catalogTable, u mapping.TableUse, add addFinding) {
 }
 
 // checkBelow looks at what hangs below a mapped table and would slip through.
-func checkBelow(t *catalogTable, mapped map[string]bool, add addFinding) {
+func checkBelow(t *catalogTable, u mapping.TableUse, mapped map[string]mapping.TableUse, add addFinding) {
 	for _, b := range t.below {
 		switch {
 		case b.kind == "f":
 			add(TableIsForeign, b.sql()+" below it is a foreign table: its changes are in another server's log", "ALTER TABLE "+t.sql()+" DETACH PARTITION "+b.sql()+";")
 		case b.persistence != "p":
 			add(TableUnlogged, b.sql()+" below it is unlogged or temporary: its changes are not in the log", "ALTER TABLE "+b.sql()+" SET LOGGED;")
-		case !b.isPartition && !mapped[b.sql()]:
-			add(TableInherited, b.sql()+" inherits from it: reading "+t.sql()+" shows its rows, and their changes arrive under its own name",
-				"map "+b.sql()+" to the same keys")
+		case !b.isPartition:
+			checkChild(t, b, u, mapped, add)
 		}
+	}
+}
+
+// checkChild looks at a child by inheritance, which has to be mapped to all that t is.
+func checkChild(t, child *catalogTable, u mapping.TableUse, mapped map[string]mapping.TableUse, add addFinding) {
+	what := child.sql() + " inherits from it: reading " + t.sql() + " shows its rows, and their changes arrive under its own name"
+	own, isMapped := mapped[child.sql()]
+	if !isMapped {
+		add(TableInherited, what, "map "+child.sql()+" to the same keys")
+		return
+	}
+	if out := u.LeavesOut(own); len(out) > 0 {
+		add(TableInherited, what+", which leaves out "+strings.Join(out, "; "),
+			"map "+child.sql()+" to the same keys and dependents from the same columns, with actions, columns and when that are no narrower")
 	}
 }
 

@@ -31,7 +31,7 @@ const (
 	NoTable             FindingCode = "no_table"
 	TableUnlogged       FindingCode = "unlogged"  // itself, or one below it
 	TableIsPartition    FindingCode = "partition" // of another table
-	TableInherited      FindingCode = "inherits"  // a child that is not mapped
+	TableInherited      FindingCode = "inherits"  // a child that is not mapped to all that it is
 	ColumnMissing       FindingCode = "column_missing"
 	ColumnGenerated     FindingCode = "column_generated"
 	NoReplicaIdentity   FindingCode = "no_replica_identity"

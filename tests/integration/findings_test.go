@@ -19,6 +19,7 @@ const findingsSchema = `
 	CREATE FOREIGN DATA WRAPPER none; CREATE SERVER nowhere FOREIGN DATA WRAPPER none;
 	CREATE TABLE users (id int PRIMARY KEY, name text, note text); ALTER TABLE users REPLICA IDENTITY FULL;
 	INSERT INTO users SELECT i, 'v0', 'n' FROM generate_series(1, 9) i;
+	CREATE TABLE vips (LIKE users, PRIMARY KEY (id)); ALTER TABLE vips REPLICA IDENTITY FULL;
 	CREATE TABLE orders (id int, t int, PRIMARY KEY (id, t)) PARTITION BY LIST (t); ALTER TABLE orders REPLICA IDENTITY FULL;
 	CREATE TABLE orders1 PARTITION OF orders FOR VALUES IN (1); ALTER TABLE orders1 REPLICA IDENTITY FULL;
 	CREATE TABLE events (id int NOT NULL, t int) PARTITION BY LIST (t); ALTER TABLE events REPLICA IDENTITY FULL;
@@ -34,6 +35,7 @@ keys:
   order: {key: "order:{id}", class: critical}
   event: {key: "event:{id}", class: critical}
   extra: {key: "extra:{id}", class: critical}
+  vip:   {key: "vip:{id}", class: critical}
 mappings:
   - table: public.users
     keys: [user, name]
@@ -43,9 +45,11 @@ mappings:
     keys: [event]
   - table: public.extra
     keys: [extra]
+  - table: public.vips
+    keys: [vip, name]
 `
 
-const allPublished = `ALTER PUBLICATION %s SET TABLE users, orders, events, extra`
+const allPublished = `ALTER PUBLICATION %s SET TABLE users, orders, events, extra, vips`
 
 // A situation makes one finding happen under a running daemon. write is a change that is
 // then made, read is how a loader sees it; "" for none.
@@ -79,6 +83,8 @@ func situations() []situation {
 	return []situation{
 		{code: replication.TableInherited, name: "a child", make: keys(`BEGIN; CREATE TABLE users_2025 () INHERITS (users); DELETE FROM ONLY users WHERE id = 1; INSERT INTO users_2025 VALUES (1, 'v0'); COMMIT`),
 			write: renameUsers, read: nameOfUser, mend: keys(`BEGIN; DROP TABLE users_2025; INSERT INTO users VALUES (1, 'v1'); COMMIT`)},
+		{code: replication.TableInherited, name: "a child that is mapped to less", make: keys(`BEGIN; ALTER TABLE vips INHERIT users; DELETE FROM ONLY users WHERE id = 1; INSERT INTO vips VALUES (1, 'v0'); COMMIT`),
+			write: renameUsers, read: nameOfUser, mend: keys(`BEGIN; ALTER TABLE vips NO INHERIT users; DELETE FROM vips; INSERT INTO users VALUES (1, 'v1'); COMMIT`)},
 		{code: replication.TableIsView, name: "a view over it", make: view, write: renameUsers, read: nameOfUser, mend: noView},
 		{code: replication.TableIsView, name: "a materialized view", make: matview, write: `BEGIN; ` + updateAccounts + `; REFRESH MATERIALIZED VIEW users; COMMIT`, read: nameOfUser, mend: noMatview},
 		{code: replication.TableIsForeign, name: "a foreign table in its place", make: foreign, write: updateAccounts, mend: noForeign},
@@ -111,15 +117,15 @@ func situations() []situation {
 		{code: replication.PublicationViaRoot, name: "under the partitions' names", make: keys(`ALTER PUBLICATION %s SET (publish_via_partition_root = false)`), write: `INSERT INTO orders VALUES (2, 1)`,
 			mend: keys(`ALTER PUBLICATION %s SET (publish_via_partition_root = true)`), prefix: "order:"},
 		{code: replication.PublicationMember, name: "taken out", make: keys(`ALTER PUBLICATION %s DROP TABLE users`), write: renameUsers, read: nameOfUser, mend: keys(`ALTER PUBLICATION %s ADD TABLE users`)},
-		{code: replication.PublicationMember, name: "another list", make: keys(`ALTER PUBLICATION %s SET TABLE orders, events, extra`), write: renameUsers, read: nameOfUser, mend: keys(allPublished)},
+		{code: replication.PublicationMember, name: "another list", make: keys(`ALTER PUBLICATION %s SET TABLE orders, events, extra, vips`), write: renameUsers, read: nameOfUser, mend: keys(allPublished)},
 		{code: replication.PublicationMember, name: "the schema taken out", prepare: bySchema, make: keys(`ALTER PUBLICATION %s DROP TABLES IN SCHEMA public`), write: renameUsers, read: nameOfUser, mend: keys(allPublished)},
 		{code: replication.PublicationMember, name: "another table under its name", make: keys(`BEGIN; ALTER TABLE users RENAME TO old_users; CREATE TABLE users (LIKE old_users INCLUDING ALL); INSERT INTO users SELECT * FROM old_users;
 			ALTER TABLE users REPLICA IDENTITY FULL; COMMIT`), write: renameUsers, read: nameOfUser, mend: keys(`DROP TABLE old_users; ALTER PUBLICATION %s ADD TABLE users`)},
-		{code: replication.PublicationFiltered, name: "filtered", make: keys(`ALTER PUBLICATION %s SET TABLE users WHERE (id > 5), orders, events, extra`), write: renameUsers, read: nameOfUser, mend: keys(allPublished)},
-		{code: replication.PublicationColumns, name: "a list of columns", prepare: keys(`ALTER TABLE users REPLICA IDENTITY DEFAULT`), make: keys(`ALTER PUBLICATION %s SET TABLE users (id), orders, events, extra`),
+		{code: replication.PublicationFiltered, name: "filtered", make: keys(`ALTER PUBLICATION %s SET TABLE users WHERE (id > 5), orders, events, extra, vips`), write: renameUsers, read: nameOfUser, mend: keys(allPublished)},
+		{code: replication.PublicationColumns, name: "a list of columns", prepare: keys(`ALTER TABLE users REPLICA IDENTITY DEFAULT`), make: keys(`ALTER PUBLICATION %s SET TABLE users (id), orders, events, extra, vips`),
 			write: renameUsers, mend: keys(allPublished, `ALTER TABLE users REPLICA IDENTITY FULL`)},
 		{code: replication.PublicationAll, name: "all tables", make: keys(`BEGIN; DROP PUBLICATION %s; CREATE PUBLICATION %s FOR ALL TABLES WITH (publish_via_partition_root); COMMIT`), write: renameUsers,
-			mend: keys(`BEGIN; DROP PUBLICATION %s; CREATE PUBLICATION %s FOR TABLE users, orders, events, extra WITH (publish_via_partition_root); COMMIT`)},
+			mend: keys(`BEGIN; DROP PUBLICATION %s; CREATE PUBLICATION %s FOR TABLE users, orders, events, extra, vips WITH (publish_via_partition_root); COMMIT`)},
 	}
 }
 
@@ -141,7 +147,7 @@ func TestEveryFindingWhileRunning(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, findingsSchema, findingsMappings)
-			w.exec(w.withPublication(keys(`CREATE PUBLICATION %s FOR TABLE users, orders, events, extra WITH (publish_via_partition_root)`))...)
+			w.exec(w.withPublication(keys(`CREATE PUBLICATION %s FOR TABLE users, orders, events, extra, vips WITH (publish_via_partition_root)`))...)
 			if trigger {
 				w.withTrigger()
 			}

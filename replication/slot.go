@@ -123,8 +123,7 @@ func (s Slot) check(database string) error {
 	case s.Plugin != "pgoutput":
 		return &ConfigError{Op: op, Problem: "its output plugin is " + strconv.Quote(s.Plugin) + ", not pgoutput", Fix: other}
 	case s.Database != database:
-		return &ConfigError{Op: op, Problem: fmt.Sprintf("it belongs to database %q, and source.url names %q", s.Database, database),
-			Fix: "name that database in source.url, or give source.slot.name another name: slot names are shared by all databases of a server"}
+		return s.otherDatabase(database)
 	case s.Temporary:
 		return &ConfigError{Op: op, Problem: "it is temporary and goes with the session that made it", Fix: other}
 	case s.TwoPhase:
@@ -138,6 +137,28 @@ func (s Slot) check(database string) error {
 			op, ErrSlotLost, reason, s.ConfirmedLSN, dropSlotSQL(s.Name))
 	}
 	return nil
+}
+
+func (s Slot) otherDatabase(database string) error {
+	return &ConfigError{Op: "check slot " + s.Name, Problem: fmt.Sprintf("it belongs to database %q, and source.url names %q", s.Database, database),
+		Fix: "name that database in source.url, or give source.slot.name another name: slot names are shared by all databases of a server"}
+}
+
+// CheckSlotDatabase refuses a logical slot of another database than the connection's. One that
+// is not there passes, and found says so.
+func CheckSlotDatabase(ctx context.Context, conn *pgx.Conn, name string) (found bool, err error) {
+	slot, found, err := ReadSlot(ctx, conn, name)
+	if err != nil || !found || !slot.Logical {
+		return found, err
+	}
+	var database string
+	if err := conn.QueryRow(ctx, "SELECT current_database()::text").Scan(&database); err != nil {
+		return true, serverError("ask for the database", err, "")
+	}
+	if slot.Database != database {
+		return true, slot.otherDatabase(database)
+	}
+	return true, nil
 }
 
 // allowLongWait raises the bounds of control connections to a minute, once: with

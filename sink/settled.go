@@ -21,6 +21,9 @@ import (
 type Settling struct {
 	Control
 	Held []HeldNow // classes that hold something back now, by name
+	// Families are the stamps of the families that the daemon follows, nil where the control
+	// hash names none or others.
+	Families *mapping.Stamps
 }
 
 // HeldNow is what is held back of a class.
@@ -102,6 +105,9 @@ func (w *Watch) look(ctx context.Context) (Settling, error) {
 	}
 	c.NodesChanged = c.Found && c.nodes != fingerprints(ids)
 	s := Settling{Control: c}
+	if s.Families, err = w.be.loadStamps(ctx, mapping.StampsKey(w.prefix, w.slot), c.Stamps); err != nil {
+		return Settling{}, err
+	}
 	for _, class := range slices.Sorted(maps.Keys(c.held)) {
 		h, err := w.held(ctx, class)
 		if err != nil {

@@ -23,25 +23,34 @@ type Stamps struct {
 // LoadStamps reads the stamps that the control hash names; nil when they are not there, or are
 // others: then nothing is known of any family.
 func (r *Redis) LoadStamps(ctx context.Context) (*mapping.Stamps, error) {
-	const op = "read the stamps"
-	be := r.backend.Load()
-	c, err := be.nodeFor(ctx, r.controlKey)
+	known, _ := r.Known()
+	s, err := r.backend.Load().loadStamps(ctx, r.stampsKey, known.Stamps)
 	if err != nil {
-		return nil, r.fail(op, "", err)
+		return nil, r.fail("read the stamps", "", err)
 	}
-	text, err := c.Get(ctx, r.stampsKey).Result()
+	return s, nil
+}
+
+// loadStamps reads the stamps of that revision, nil when it is none or another one.
+func (b *backend) loadStamps(ctx context.Context, key, revision string) (*mapping.Stamps, error) {
+	c, err := b.nodeFor(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	text, err := c.Get(ctx, key).Result()
 	switch {
 	case errors.Is(err, redis.Nil) || replyCode(err) == "WRONGTYPE":
 		return nil, nil
 	case err != nil:
-		be.noteReply(be.addr(c), err)
-		return nil, r.fail(op, "", wrap("", be.addr(c), "", err))
+		if b.guard != nil {
+			b.noteReply(b.addr(c), err)
+		}
+		return nil, wrap("", b.addr(c), "", err)
 	}
-	s, err := mapping.ParseStamps(text)
-	if known, _ := r.Known(); err != nil || s.Revision != known.Stamps {
-		return nil, nil
+	if s, err := mapping.ParseStamps(text); err == nil && s.Revision == revision {
+		return s, nil
 	}
-	return s, nil
+	return nil, nil
 }
 
 // PublishStamps replaces the stamps that this process has published or found, in one step.

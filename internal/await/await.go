@@ -5,7 +5,8 @@
 //
 // It decides nothing itself: the daemon publishes the position (sink/settle.go), and
 // sink.Settling says whether it is valid for the Redis that answers now. What is added here
-// is that the position belongs to the history of the source that answers now.
+// is that the position belongs to the history of the source that answers now, and that the
+// daemon follows what the file maps (files.go): of what it does not map, its position says nothing.
 package await
 
 import (
@@ -56,7 +57,12 @@ type Result struct {
 func Wait(ctx context.Context, o Options) (r Result, err error) {
 	began := time.Now()
 	r.Needed = o.At
-	epoch, err := ask(ctx, o, &r)
+	plan, err := mapping.Compile(o.File)
+	if err != nil {
+		return r, err
+	}
+	follows := plan.Follows()
+	epoch, slotFound, err := ask(ctx, o, &r)
 	if err != nil {
 		return r, err
 	}
@@ -78,13 +84,16 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 		found, lookErr := w.Look(ctx)
 		r.Waited = time.Since(began)
 		if lookErr == nil {
-			r.take(found, epoch)
+			r.take(found, epoch, follows)
 		}
 		if e := (*sink.Error)(nil); errors.As(lookErr, &e) && e.Kind == sink.KindConfiguration {
 			return r, lookErr
 		}
 		if r.Settled {
-			return r, nil
+			if !slotFound {
+				err = checkSlot(ctx, o.File) // it was made since
+			}
+			return r, err
 		}
 		timer.Reset(pause)
 		select {
@@ -94,7 +103,7 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 			if ctx.Err() != nil {
 				return r, ctx.Err()
 			}
-			r.Missing = missing(found, lookErr, epoch, r.Needed, o.File.Source.Slot.Name)
+			r.Missing = missing(found, lookErr, epoch, r.Needed, o.File.Source.Slot.Name, follows)
 			if lookErr == nil && found.End < r.Needed {
 				r.Missing = append(r.Missing, notStreaming(ctx, o.File)...)
 			}
@@ -105,31 +114,33 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 
 // ask asks the source for what it is, and for the position where that is needed. Without
 // heartbeats nothing else may come through the slot that a given position lies below.
-func ask(ctx context.Context, o Options, r *Result) (replication.Epoch, error) {
+func ask(ctx context.Context, o Options, r *Result) (epoch replication.Epoch, slotFound bool, err error) {
 	conn, err := replication.ConnectControl(ctx, o.File.Source.URL.Reveal(), "wait")
 	if err != nil {
-		return replication.Epoch{}, err
+		return epoch, false, err
 	}
 	defer replication.CloseControl(ctx, conn)
-	epoch, err := replication.ReadEpoch(ctx, conn)
-	if err != nil {
-		return epoch, err
+	if slotFound, err = replication.CheckSlotDatabase(ctx, conn, o.File.Source.Slot.Name); err != nil {
+		return epoch, slotFound, err
+	}
+	if epoch, err = replication.ReadEpoch(ctx, conn); err != nil {
+		return epoch, slotFound, err
 	}
 	if o.At != 0 && o.File.Source.Heartbeat > 0 {
-		return epoch, nil
+		return epoch, slotFound, nil
 	}
 	at, err := replication.Nudge(ctx, conn)
 	if o.At == 0 {
 		r.Needed = at
 	}
-	return epoch, err
+	return epoch, slotFound, err
 }
 
 // take notes what was found.
-func (r *Result) take(found sink.Settling, epoch replication.Epoch) {
+func (r *Result) take(found sink.Settling, epoch replication.Epoch, follows map[string]string) {
 	r.At, r.Applied, r.State, r.Reason, r.Held = found.Control.Settled, found.End, found.State, found.Reason, found.Held
 	_, same := history(found, epoch)
-	r.Settled = same && found.Settled(r.Needed)
+	r.Settled = same && found.Settled(r.Needed) && notFollowed(found, follows) == nil
 }
 
 // history says whether the daemon's positions are of the life of the source that answers
@@ -145,7 +156,7 @@ func history(found sink.Settling, epoch replication.Epoch) (difference string, s
 }
 
 // missing says what keeps a position from being settled.
-func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn.LSN, slot string) []string {
+func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn.LSN, slot string, follows map[string]string) []string {
 	if err != nil {
 		return []string{"Redis cannot be asked: " + err.Error()}
 	}
@@ -156,6 +167,7 @@ func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn
 	if why, same := history(found, epoch); !same {
 		out = append(out, "the daemon has not attached to the source as it is now: "+why)
 	}
+	out = append(out, notFollowed(found, follows)...)
 	if found.NodesChanged {
 		out = append(out, "Redis has other primaries than the daemon has written to: what they may have lost is applied again first")
 	}

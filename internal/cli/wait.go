@@ -37,12 +37,15 @@ heartbeats work; else it needs EXECUTE on pg_logical_emit_message. --lsn takes a
 such as pg_current_wal_insert_lsn() gave it right after a commit.
 
 It reads what the daemon publishes in Redis and needs the mappings file and both servers,
-not the daemon's status page. A value in a reader's own memory (WithL1) is not Redis: it
+not the daemon's status page. The file is to be the one that the daemon has: nothing is
+settled of a family that the daemon does not follow as the file maps it, which a reload of
+the daemon with that file mends. A value in a reader's own memory (WithL1) is not Redis: it
 is dropped with the invalidation stream, a moment later.
 
 Exits with 0 when it is so, 64 for wrong usage, 69 when the source is not there at the
 start, 75 when the time is over, with what is missing (no daemon streams, a gap, held back
-until when, the position now and the one needed), and 78 for a faulty file or setting.`,
+until when, families that the daemon does not follow, the position now and the one needed),
+and 78 for a faulty file or setting, such as a slot that belongs to another database.`,
 		Example: `  psql -f migration.sql && cdc-invalidator wait --config mappings.yaml
   cdc-invalidator wait --config mappings.yaml --now --timeout 5m
   cdc-invalidator wait -c mappings.yaml --lsn "$(psql -Atc 'SELECT pg_current_wal_insert_lsn()')" --json`,

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cdc-invalidator/cdc-invalidator/internal/failpoint"
+	"github.com/cdc-invalidator/cdc-invalidator/internal/localserver/servertest"
 )
 
 // wait runs the command, which has to end with a code.
@@ -141,4 +142,46 @@ func TestWaitRefuses(t *testing.T) {
 	w.url = "postgres://127.0.0.1:1/nothing"
 	w.writeConfig(itemsMappings)
 	w.wait(69)
+}
+
+// How far the daemon is says nothing of what it does not follow: of a family that only the
+// file has, or that the file maps otherwise. A reload with the file is what is missing.
+func TestWaitForAFileThatTheDaemonDoesNotFollow(t *testing.T) {
+	w := newWorld(t, reloadSchema, reloadMappings("k:{id}", mapsA))
+	p := w.start()
+	w.wait(0)
+	for _, step := range []struct{ mappings, says, stale string }{
+		{reloadMappings("k:{id}", mapsA+mapsB), "the daemon maps the families k otherwise than this file", "k:2"},
+		{strings.Replace(reloadMappings("k:{id}", mapsA+mapsB), "mappings:\n", "  n: {key: \"n:{id}\", class: critical}\nmappings:\n  - {table: public.b, keys: [n]}\n", 1),
+			"the daemon does not follow the families n: reload it (SIGHUP)", "n:2"},
+	} {
+		w.writeConfig(step.mappings)
+		w.exec("DELETE FROM b", "INSERT INTO b VALUES (1), (2)")
+		w.put(step.stale)
+		w.exec("UPDATE b SET v = 1 WHERE id = 2")
+		// Nothing else is missing, so the time is of no matter.
+		_, stderr := w.wait(timedOut, "--timeout", "2s")
+		if !strings.Contains(stderr, step.says) {
+			t.Errorf("%q is not in %q", step.says, stderr)
+		}
+		w.exec(w.withPublication(keys("ALTER PUBLICATION %s SET TABLE a, b"))...)
+		p.reloadSays(reloaded)
+		w.wait(0) // what it has to wait for now is no reason to give up
+		w.want()
+	}
+	p.stop()
+}
+
+// The position is of another database's tables, where the name of the slot is that one's.
+func TestWaitForASlotOfAnotherDatabase(t *testing.T) {
+	w := itemsWorld(t, 1)
+	p := w.start()
+	w.wait(0)
+	other := servertest.Postgres(t)
+	w.reconfigure(w.url, other.URL)
+	_, stderr := w.wait(78)
+	if !strings.Contains(stderr, "it belongs to database") || !strings.Contains(stderr, "source.slot.name") {
+		t.Error(stderr)
+	}
+	p.stop()
 }

@@ -40,12 +40,14 @@ const (
 	PublicationMissing  FindingCode = "publication_missing"
 	PublicationActions  FindingCode = "publication_actions"
 	PublicationAll      FindingCode = "publication_all_tables"
+	PublicationSchemas  FindingCode = "publication_schema"
 	PublicationViaRoot  FindingCode = "publication_via_root"
 	PublicationMember   FindingCode = "publication_member" // it lacks the table
 	PublicationFiltered FindingCode = "publication_row_filter"
 	PublicationColumns  FindingCode = "publication_columns"
 	// What the server takes of the application's own writes; see CheckWrites.
 	PublicationGenerated FindingCode = "publication_generated"
+	PublicationRefuses   FindingCode = "publication_refuses" // of a table that is not mapped
 	WritesRefused        FindingCode = "writes_refused"
 )
 
@@ -84,11 +86,13 @@ var findingKinds = map[FindingCode]findingKind{
 	PublicationMissing:   {severity: SeverityFatal, unseen: true, published: true},
 	PublicationActions:   {severity: SeverityFatal, unseen: true, published: true},
 	PublicationAll:       {severity: SeverityNotice, published: true},
+	PublicationSchemas:   {severity: SeverityNotice, published: true},
 	PublicationViaRoot:   {severity: SeverityFatal, unseen: true, published: true},
 	PublicationMember:    {severity: SeverityFatal, unseen: true, published: true},
 	PublicationFiltered:  {severity: SeverityFatal, unseen: true, misleads: true, published: true},
 	PublicationColumns:   {severity: SeverityFatal, published: true},
 	PublicationGenerated: {severity: SeverityFatal, published: true, writes: true},
+	PublicationRefuses:   {severity: SeverityFatal, published: true, writes: true},
 	WritesRefused:        {severity: SeverityFatal, writes: true},
 }
 

@@ -27,6 +27,7 @@ type Publication struct {
 	// which would have left changes in between unsent.
 	OID                              uint32
 	AllTables                        bool
+	Schemas                          string // all tables of which it has, for people
 	Insert, Update, Delete, Truncate bool
 	ViaRoot                          bool // changes of a partition arrive under the partitioned table's name
 	Generated                        bool // stored generated columns are sent; 18 and later
@@ -34,18 +35,22 @@ type Publication struct {
 
 // ReadPublication looks a publication up. found is false when there is none.
 func ReadPublication(ctx context.Context, conn *pgx.Conn, name string) (p Publication, found bool, err error) {
+	var schemas []byte
 	err = conn.QueryRow(ctx, `
-		SELECT pubname::text, oid, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,
+		SELECT pubname::text, oid, puballtables,
+		       convert_to(coalesce((SELECT string_agg(quote_ident(s.nspname), ', ' ORDER BY s.nspname)
+		                            FROM pg_publication_namespace n JOIN pg_namespace s ON s.oid = n.pnnspid WHERE n.pnpubid = p.oid), ''), getdatabaseencoding()), pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot,
 		       coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false)
 		FROM pg_publication p WHERE pubname = $1`, name).
-		Scan(&p.Name, &p.OID, &p.AllTables, &p.Insert, &p.Update, &p.Delete, &p.Truncate, &p.ViaRoot, &p.Generated)
+		Scan(&p.Name, &p.OID, &p.AllTables, &schemas, &p.Insert, &p.Update, &p.Delete, &p.Truncate, &p.ViaRoot, &p.Generated)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Publication{}, false, nil
 	}
 	if err != nil {
 		return Publication{}, false, serverError("look up publication "+name, err, "")
 	}
-	return p, true, nil
+	p.Schemas, err = NamesOf(conn).One(schemas)
+	return p, true, err
 }
 
 // EnsurePublication checks the publication against the tables, or makes it when
@@ -165,10 +170,12 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 			Problem: fmt.Sprintf("%s does not publish %s, so such changes would invalidate nothing", name, strings.Join(missing, ", ")),
 			Fix:     sql, SQL: []string{sql}})
 	}
-	if p.AllTables {
-		findings = append(findings, Finding{Code: PublicationAll,
-			Problem: name + " is FOR ALL TABLES: changes of tables that nothing maps are sent as well, and a table without a replica identity refuses UPDATE and DELETE",
-			Fix:     "a publication of its own for the mapped tables:\n" + createPublicationSQL(name, tables)})
+	const more = ": changes of tables that nothing maps are sent as well, and the server refuses the application's UPDATE and DELETE on each that has no replica identity, also on one that is made tomorrow"
+	switch {
+	case p.AllTables:
+		findings = append(findings, Finding{Code: PublicationAll, Problem: name + " is FOR ALL TABLES" + more, Fix: p.narrowSQL(tables, members)})
+	case p.Schemas != "":
+		findings = append(findings, Finding{Code: PublicationSchemas, Problem: name + " is FOR TABLES IN SCHEMA " + p.Schemas + more, Fix: p.narrowSQL(tables, members)})
 	}
 	var absent []mapping.TableUse
 	for i, u := range tables {
@@ -181,8 +188,7 @@ func CheckPublication(ctx context.Context, conn *pgx.Conn, name string, tables [
 		}
 		if m.partitioned && !p.ViaRoot {
 			sql := "ALTER PUBLICATION " + pub + " SET (publish_via_partition_root = true);"
-			add(PublicationViaRoot, "it is partitioned, and publication "+name+" sends its changes under the partitions' names", sql, sql)
-			continue
+			add(PublicationViaRoot, "it is partitioned, and publication "+name+" sends changes under the partitions' names", sql, sql)
 		}
 		if !m.published {
 			absent = append(absent, u)
@@ -233,6 +239,21 @@ func (p Publication) missingActions(tables []mapping.TableUse) []string {
 	return missing
 }
 
+// narrowSQL makes it one of the mapped tables alone, in one transaction: changes before and after
+// it are sent. It is for people, since something else may read the publication.
+func (p Publication) narrowSQL(tables []mapping.TableUse, members []publicationMember) string {
+	var mapped []mapping.TableUse
+	for i, u := range tables {
+		if members[i].addable {
+			mapped = append(mapped, u)
+		}
+	}
+	if !p.AllTables && len(mapped) > 0 {
+		return "ALTER PUBLICATION " + sqlName(p.Name) + " SET TABLE " + tableList(mapped) + ";"
+	}
+	return "BEGIN;\nDROP PUBLICATION " + sqlName(p.Name) + ";\n" + publicationSQL(p.Name, mapped, p.Generated) + "\nCOMMIT;"
+}
+
 // publicationMember is what a publication sends of one mapped table.
 type publicationMember struct {
 	addable                          bool // there is such a table, and a publication may have it
@@ -240,6 +261,9 @@ type publicationMember struct {
 	columns, tableColumns            []string
 }
 
+// readMembers takes the server's word for what is published, but for a partitioned table whose
+// changes go under the partitions' names, where the server speaks of those only: it has what
+// holds once publish_via_partition_root is set. (Until then it can have no filter and no list.)
 func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapping.TableUse) ([]publicationMember, error) {
 	op := "check publication " + name
 	members := make([]publicationMember, len(tables))
@@ -248,13 +272,19 @@ func readMembers(ctx context.Context, conn *pgx.Conn, name string, tables []mapp
 		WITH p AS MATERIALIZED (
 		    SELECT schemaname, tablename, attnames, rowfilter FROM pg_publication_tables WHERE pubname = $1
 		)
-		SELECT u.n::int, coalesce(c.relkind IN ('r', 'p') AND c.relpersistence = 'p', false), coalesce(c.relkind = 'p', false), p.tablename IS NOT NULL, p.rowfilter IS NOT NULL,
-		       ARRAY(SELECT convert_to(a::text, getdatabaseencoding()) FROM unnest(p.attnames) a),
-		       ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+		SELECT u.n::int, coalesce(c.relkind IN ('r', 'p') AND c.relpersistence = 'p', false), coalesce(c.relkind = 'p', false),
+		       CASE WHEN c.relkind = 'p' AND NOT b.pubviaroot
+		            THEN b.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = b.oid AND r.prrelid = c.oid)
+		                 OR EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = b.oid AND n.pnnspid = c.relnamespace)
+		            ELSE p.tablename IS NOT NULL END,
+		       p.rowfilter IS NOT NULL,
+		       CASE WHEN c.relkind = 'p' AND NOT b.pubviaroot THEN t.columns ELSE ARRAY(SELECT convert_to(a::text, getdatabaseencoding()) FROM unnest(p.attnames) a) END, t.columns
 		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS u(schema, name, n)
+		JOIN pg_publication b ON b.pubname = $1
 		LEFT JOIN pg_namespace s ON s.nspname = u.schema::name
 		LEFT JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = u.name::name
-		LEFT JOIN p ON p.schemaname = u.schema::name AND p.tablename = u.name::name`,
+		LEFT JOIN p ON p.schemaname = u.schema::name AND p.tablename = u.name::name,
+		LATERAL (SELECT ARRAY(SELECT convert_to(a.attname::text, getdatabaseencoding()) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns) t`,
 		name, schemas, names)
 	if err != nil {
 		return nil, serverError(op, err, "")

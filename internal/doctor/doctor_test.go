@@ -350,3 +350,22 @@ func TestClocks(t *testing.T) {
 		}
 	}
 }
+
+// Tables that nobody mapped, and of which our publication has the server refuse writes, are each
+// named; what mends it mends it while a daemon reads.
+func TestOurPublicationRefusesOthersWrites(t *testing.T) {
+	for _, tc := range []struct{ publication, code string }{
+		{"TABLES IN SCHEMA public", "publication_schema"}, {"ALL TABLES", "publication_all_tables"},
+	} {
+		w, db := newWorld(t)
+		db.Exec(t, "CREATE TABLE audit_log (id int)", "BEGIN; DROP PUBLICATION pub; CREATE PUBLICATION pub FOR "+tc.publication+" WITH (publish_via_partition_root); COMMIT")
+		r := w.examine()
+		wantFindings(t, r, "publication publication_refuses fatal")
+		notice, c := find(r, tc.code), find(r, "publication_refuses")
+		if notice.Severity != Notice || c.Subject != "table public.audit_log" || c.FixKind != SQL || !strings.HasPrefix(c.Fix, notice.Fix) {
+			t.Errorf("%+v\n%+v", notice, c)
+		}
+		db.Exec(t, c.Fix, "INSERT INTO audit_log VALUES (1); UPDATE audit_log SET id = 2")
+		wantFindings(t, w.examine())
+	}
+}

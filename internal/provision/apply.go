@@ -35,7 +35,8 @@ const (
 // comes last, since it keeps WAL from its creation on.
 //
 // The source is looked at again first, so steps that are no longer needed are passed over,
-// and another run after an error goes on where this one ended.
+// and another run after an error goes on where this one ended. Where a change brings something
+// more to light, there is no slot yet, and another plan has both.
 func Apply(ctx context.Context, conn *pgx.Conn, d Desired, plan Plan, progress Progress) error {
 	st, err := Read(ctx, conn, d)
 	if err != nil {
@@ -70,6 +71,13 @@ func Apply(ctx context.Context, conn *pgx.Conn, d Desired, plan Plan, progress P
 			return ctx.Err()
 		case <-timer.C:
 		}
+	}
+	// What a change has brought to light comes first: a slot keeps WAL from its creation on.
+	if st, err = Read(ctx, conn, d); err != nil {
+		return err
+	}
+	if after := st.Plan(); len(after.Blocked) > 0 || slices.ContainsFunc(after.Steps, func(s Step) bool { return s.Object != "slot" }) {
+		return nil // the next plan has it
 	}
 	for i, s := range plan.Steps {
 		if s.Object != "slot" {

@@ -126,6 +126,7 @@ func situations() []situation {
 			write: renameUsers, mend: keys(allPublished, `ALTER TABLE users REPLICA IDENTITY FULL`)},
 		{code: replication.PublicationAll, name: "all tables", make: keys(`BEGIN; DROP PUBLICATION %s; CREATE PUBLICATION %s FOR ALL TABLES WITH (publish_via_partition_root); COMMIT`), write: renameUsers,
 			mend: keys(`BEGIN; DROP PUBLICATION %s; CREATE PUBLICATION %s FOR TABLE users, orders, events, extra, vips WITH (publish_via_partition_root); COMMIT`)},
+		{code: replication.PublicationSchemas, name: "a schema", make: bySchema, write: renameUsers, mend: keys(allPublished)},
 	}
 }
 

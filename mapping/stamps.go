@@ -137,11 +137,21 @@ func (t Terms) fields() []any {
 	}
 }
 
-// Follows says of each family, by name, what is followed for it: its terms, and all mappings that make
-// it stale, and the types of the columns that all these keys are made of. Two plans with the same text remove the same keys of the family for each change, so
-// that what was cached under one is as good under the other. Any of a plan's families may
-// depend on any of its entities, so what is mapped to those is part of it for each family.
+// Follows says of each family, by name, what is followed for it: what Maps says, and the types of the
+// columns that all these keys are made of. Two plans with the same text remove the same keys of the family for each change, so
+// that what was cached under one is as good under the other.
 func (p *Plan) Follows(types KeyTypes) map[string]string {
+	all := p.Maps()
+	for _, f := range p.families {
+		all[f.Name] += "." + digest(types.Families[f.Name], types.Entities)
+	}
+	return all
+}
+
+// Maps is the part of Follows that the file alone says: the family's terms, and all mappings that make
+// it stale. Any of a plan's families may depend on any of its entities, so what is mapped to those is part of it
+// for each family.
+func (p *Plan) Maps() map[string]string {
 	rules := map[string][]string{} // by family
 	var entities []string
 	for _, list := range p.rules() {
@@ -159,9 +169,15 @@ func (p *Plan) Follows(types KeyTypes) map[string]string {
 	for _, f := range p.families {
 		own := rules[f.Name]
 		slices.Sort(own) // the order in the file means nothing
-		all[f.Name] = digest(f.Terms(types), types.Families[f.Name].Labels, own, entities, types.Entities)
+		all[f.Name] = digest(f.Terms(KeyTypes{}), own, entities)
 	}
 	return all
+}
+
+// Maps is what Plan.Maps says of the plan that the stamp was drawn for.
+func (s Stamp) Maps() string {
+	maps, _, _ := strings.Cut(s.Follows, ".")
+	return maps
 }
 
 // rules are those of tables and of messages, in no order.

@@ -61,7 +61,7 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 	if err != nil {
 		return r, err
 	}
-	follows := plan.Follows()
+	maps := plan.Maps()
 	epoch, slotFound, err := ask(ctx, o, &r)
 	if err != nil {
 		return r, err
@@ -84,7 +84,7 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 		found, lookErr := w.Look(ctx)
 		r.Waited = time.Since(began)
 		if lookErr == nil {
-			r.take(found, epoch, follows)
+			r.take(found, epoch, maps)
 		}
 		if e := (*sink.Error)(nil); errors.As(lookErr, &e) && e.Kind == sink.KindConfiguration {
 			return r, lookErr
@@ -103,7 +103,7 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 			if ctx.Err() != nil {
 				return r, ctx.Err()
 			}
-			r.Missing = missing(found, lookErr, epoch, r.Needed, o.File.Source.Slot.Name, follows)
+			r.Missing = missing(found, lookErr, epoch, r.Needed, o.File.Source.Slot.Name, maps)
 			if lookErr == nil && found.End < r.Needed {
 				r.Missing = append(r.Missing, notStreaming(ctx, o.File)...)
 			}
@@ -137,10 +137,10 @@ func ask(ctx context.Context, o Options, r *Result) (epoch replication.Epoch, sl
 }
 
 // take notes what was found.
-func (r *Result) take(found sink.Settling, epoch replication.Epoch, follows map[string]string) {
+func (r *Result) take(found sink.Settling, epoch replication.Epoch, maps map[string]string) {
 	r.At, r.Applied, r.State, r.Reason, r.Held = found.Control.Settled, found.End, found.State, found.Reason, found.Held
 	_, same := history(found, epoch)
-	r.Settled = same && found.Settled(r.Needed) && notFollowed(found, follows) == nil
+	r.Settled = same && found.Settled(r.Needed) && notFollowed(found, maps) == nil
 }
 
 // history says whether the daemon's positions are of the life of the source that answers
@@ -156,7 +156,7 @@ func history(found sink.Settling, epoch replication.Epoch) (difference string, s
 }
 
 // missing says what keeps a position from being settled.
-func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn.LSN, slot string, follows map[string]string) []string {
+func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn.LSN, slot string, maps map[string]string) []string {
 	if err != nil {
 		return []string{"Redis cannot be asked: " + err.Error()}
 	}
@@ -167,7 +167,7 @@ func missing(found sink.Settling, err error, epoch replication.Epoch, needed lsn
 	if why, same := history(found, epoch); !same {
 		out = append(out, "the daemon has not attached to the source as it is now: "+why)
 	}
-	out = append(out, notFollowed(found, follows)...)
+	out = append(out, notFollowed(found, maps)...)
 	if found.NodesChanged {
 		out = append(out, "Redis has other primaries than the daemon has written to: what they may have lost is applied again first")
 	}

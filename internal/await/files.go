@@ -12,18 +12,18 @@ import (
 )
 
 // notFollowed says which families of the file the daemon does not follow as the file maps
-// them: follows is mapping.Plan.Follows of it. It waits for them, since a reload may be under
+// them: mapped is mapping.Plan.Maps of it. It waits for them, since a reload may be under
 // way. A family that only the daemon has is no matter.
-func notFollowed(found sink.Settling, follows map[string]string) (out []string) {
+func notFollowed(found sink.Settling, mapped map[string]string) (out []string) {
 	if found.Families == nil {
 		return []string{"no family is followed yet: the daemon waits for transactions that were open when it attached (cdc-invalidator status), or its stamps are gone from Redis"}
 	}
 	var absent, other []string
-	for _, name := range slices.Sorted(maps.Keys(follows)) {
+	for _, name := range slices.Sorted(maps.Keys(mapped)) {
 		switch stamp, known := found.Families.Families[name]; {
 		case !known:
 			absent = append(absent, name)
-		case stamp.Follows != follows[name]:
+		case stamp.Maps() != mapped[name]:
 			other = append(other, name)
 		}
 	}

@@ -68,7 +68,7 @@ func (e *Env) reference(ref string) (string, *expandError) {
 	}
 	name, fallback, hasDefault := strings.Cut(ref, ":-")
 	if !isName(name) {
-		return "", &expandError{problem: fmt.Sprintf("${%s} is not a reference", redact(ref)),
+		return "", &expandError{problem: "what stands in ${} is not a reference",
 			hint: "write ${NAME}, ${NAME:-default} or ${file:PATH}; $$ is a literal $"}
 	}
 	var value string
@@ -96,7 +96,7 @@ func (e *Env) file(path string) (string, *expandError) {
 		return "", &expandError{problem: "${file:} names no file", hint: "write ${file:/run/secrets/name}"}
 	}
 	if e.ReadFile == nil {
-		return "", &expandError{unset: true, problem: fmt.Sprintf("the file %s cannot be read here", path)}
+		return "", &expandError{unset: true, problem: fmt.Sprintf("the file %s cannot be read here", clip(path))}
 	}
 	data, err := e.ReadFile(path)
 	if err != nil {
@@ -104,7 +104,7 @@ func (e *Env) file(path string) (string, *expandError) {
 		if errors.As(err, &pe) {
 			err = pe.Err
 		}
-		return "", &expandError{unset: true, problem: fmt.Sprintf("read %s: %v", path, err),
+		return "", &expandError{unset: true, problem: fmt.Sprintf("read %s: %v", clip(path), err),
 			hint: "the path is taken as it stands, from where the program was started; it has to be readable by its user"}
 	}
 	return strings.TrimRight(string(data), "\r\n"), nil

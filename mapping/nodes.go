@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/redact"
 )
 
 // resolve follows an alias, and counts.
@@ -75,11 +77,11 @@ func (p *parser) entries(n *yaml.Node, path, want string) ([]entry, bool) {
 			continue
 		}
 		if line, twice := seen[key.Value]; twice {
-			p.fault(key, join(path, key.Value), "", "%q stands here twice; it was in line %d already", clip(key.Value), line)
+			p.fault(key, join(path, clip(key.Value)), "", "%q stands here twice; it was in line %d already", clip(key.Value), line)
 			continue
 		}
 		seen[key.Value] = key.Line
-		list = append(list, entry{name: key.Value, key: key, value: value, path: join(path, key.Value)})
+		list = append(list, entry{name: key.Value, key: key, value: value, path: join(path, clip(key.Value))})
 	}
 	return list, true
 }
@@ -89,14 +91,6 @@ func join(path, name string) string {
 		return name
 	}
 	return path + "." + name
-}
-
-// clip shortens what a message quotes, and takes passwords out.
-func clip(s string) string {
-	if r := []rune(s); len(r) > 80 {
-		s = string(r[:80]) + "..."
-	}
-	return redact(s)
 }
 
 // object is a mapping with known fields.
@@ -113,12 +107,29 @@ func (p *parser) object(n *yaml.Node, path string, known ...string) (object, boo
 	list, ok := p.entries(o.node, path, "the fields are "+strings.Join(known, ", "))
 	for _, e := range list {
 		if !slices.Contains(known, e.name) {
-			p.fault(e.key, e.path, suggest(e.name, known), "unknown field %q", clip(e.name))
+			p.unknown(e, o, known)
 			continue
 		}
+		p.show(e.key)
 		o.fields[e.name] = e
 	}
 	return o, ok
+}
+
+// unknown is for a field that there is not. What its value is nobody knows; nor is it a name
+// where it has none, as in {password}.
+func (p *parser) unknown(e entry, in object, known []string) {
+	path := in.path
+	if path == "" || connection(path) || redact.Names(e.name) {
+		p.hide(e.value)
+	}
+	if !isName(e.name) || torn(in.node) || e.value.ShortTag() == "!!null" {
+		p.hide(e.key)
+		p.fault(e.key, path, "the fields are "+strings.Join(known, ", "), "this is no field")
+		return
+	}
+	p.show(e.key)
+	p.fault(e.key, e.path, suggest(e.name, known), "unknown field %q", clip(e.name))
 }
 
 // get returns the field if the file has it.
@@ -173,6 +184,9 @@ func (s scalar) why(message string) string {
 	if s.expanded {
 		return "its value, which comes from outside of the file, is not valid"
 	}
+	if redact.MayHold(s.text) {
+		return "its value, which may hold a password, is not valid"
+	}
 	return message
 }
 
@@ -180,6 +194,7 @@ func (s scalar) why(message string) string {
 func (p *parser) scalar(e entry, want string, tags ...string) (scalar, bool) {
 	n := e.value
 	s := scalar{node: n, path: e.path}
+	p.show(n)
 	if n.Kind != yaml.ScalarNode {
 		p.fault(n, e.path, want, "this is %s", kind(n))
 		return s, false

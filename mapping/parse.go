@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/redact"
 )
 
 // Env is what a file may refer to outside of itself.
@@ -37,7 +39,8 @@ const (
 // An error is of type Faults, and holds all that is wrong in the order of the
 // file.
 func Parse(name string, data []byte, env Env) (*File, error) {
-	p := &parser{name: name, env: env, nodesLeft: maxNodes, file: &File{Name: name}, entities: map[string]int{}, entityNormals: map[string][]Normal{}}
+	p := newParser(name)
+	p.env = env
 	if root := p.load(data); root != nil {
 		p.root = root
 		p.parseFile(root)
@@ -59,8 +62,11 @@ type parser struct {
 
 	nodesLeft int
 	tooMany   bool
-	secrets   []*yaml.Node // scalars that hold a secret, written out or by reference
-	literal   bool         // a $ stands for itself
+	hidden    map[*yaml.Node]bool // not shown, with all that is in them
+	shown     map[*yaml.Node]bool // shown even in the sections of connections
+	all       []piece             // of the file; made when it is needed
+	places    map[int][]piece     // what begins in each line; made when it is needed
+	literal   bool                // a $ stands for itself
 
 	classes  map[string]*Class   // by name; nil values had faults of their own
 	families map[string]*KeySpec // the same
@@ -68,6 +74,14 @@ type parser struct {
 
 	entityNormals map[string][]Normal // kind -> of its variables
 }
+
+func newParser(name string) *parser {
+	return &parser{name: name, nodesLeft: maxNodes, file: &File{Name: name}, hidden: map[*yaml.Node]bool{}, shown: map[*yaml.Node]bool{},
+		entities: map[string]int{}, entityNormals: map[string][]Normal{}}
+}
+
+// quotation is a part of the file in the YAML library's errors.
+var quotation = regexp.MustCompile(`(?s)anchor '.*'`)
 
 // lineBreak is what YAML counts as one, so that its lines are found again.
 var lineBreak = regexp.MustCompile("\r\n|[\r\n\u0085\u2028\u2029]")
@@ -119,9 +133,10 @@ func (p *parser) empty() {
 }
 
 func (p *parser) syntax(err error) {
-	f := Fault{Message: "this is not YAML: " + err.Error(), Hint: "look at the indentation, the quotes and the brackets here and in the line before"}
+	const notYAML = "this is not YAML: "
+	f := Fault{Message: notYAML + quotation.ReplaceAllString(err.Error(), "anchor "+redact.Hidden), Hint: "look at the indentation, the quotes and the brackets here and in the line before"}
 	if e := (*yaml.LoadError)(nil); errors.As(err, &e) {
-		f.Line, f.Col, f.Message = max(e.Mark.Line, 1), max(e.Mark.Column, 1), "this is not YAML: "+e.Message
+		f.Line, f.Col, f.Message = max(e.Mark.Line, 1), max(e.Mark.Column, 1), notYAML+quotation.ReplaceAllString(e.Message, "anchor "+redact.Hidden)
 		f.Line = min(f.Line, len(p.lines)) // an open bracket is missed behind the last line
 	}
 	p.add(f)
@@ -155,6 +170,9 @@ func (p *parser) finish(faults Faults) Faults {
 		line := faults[i].Line
 		if _, ok := excerpts[line]; !ok {
 			excerpts[line] = p.excerpt(line)
+		}
+		if p.root != nil {
+			faults[i] = p.withhold(faults[i])
 		}
 		faults[i].Excerpt = excerpts[line]
 	}

@@ -1,6 +1,10 @@
 package mapping
 
-import "log/slog"
+import (
+	"log/slog"
+
+	"github.com/cdc-invalidator/cdc-invalidator/internal/redact"
+)
 
 // Secret is a value that must not be printed. Reveal is the only way to it.
 type Secret struct{ value string }
@@ -11,7 +15,7 @@ func NewSecret(v string) Secret { return Secret{v} }
 // Reveal returns the value.
 func (s Secret) Reveal() string { return s.value }
 
-const redacted = "(secret)"
+const redacted = redact.Hidden
 
 // String, GoString, LogValue and MarshalText keep the value out of whatever a Secret
 // is printed with.

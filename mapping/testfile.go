@@ -62,8 +62,8 @@ type stubbedLookup struct {
 // ParseTests reads a test file and checks it against the mappings that it names,
 // which load gets by the path in the file. An error is of type Faults.
 func ParseTests(name string, data []byte, load func(path string) (*Plan, error)) (*TestFile, error) {
-	t := &testParser{file: &TestFile{Name: name}, identity: map[string][]string{},
-		parser: &parser{name: name, nodesLeft: maxNodes, file: &File{Name: name}, literal: true}}
+	t := &testParser{file: &TestFile{Name: name}, identity: map[string][]string{}, parser: newParser(name)}
+	t.literal = true
 	var mappings Faults // of the mappings file
 	if root := t.load(data); root != nil {
 		t.root = root

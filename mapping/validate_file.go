@@ -121,8 +121,8 @@ func (p *parser) named(e entry, form *regexp.Regexp, want string, name *string, 
 // url reads a URL, which is a secret: faults say what is wrong and quote nothing.
 func (p *parser) url(e entry, hint string, problem func(string) string) Secret {
 	n := e.value
+	p.hide(n)
 	if n.Kind == yaml.ScalarNode {
-		p.secrets = append(p.secrets, n)
 		if _, err := p.env.expand(n.Value); err != nil && err.unset && p.env.AllowUnset {
 			return Secret{}
 		}

@@ -62,9 +62,10 @@ func (a *app) execute(ctx context.Context, root *cobra.Command, args []string) i
 	if !a.ran {
 		err = &ExitError{Code: exitUsage, Err: err}
 	}
+	text := quoteFree(err, args)
 	code := exitCode(err)
 	if exit := (*ExitError)(nil); !errors.As(err, &exit) || exit.Err != nil {
-		fmt.Fprintf(a.stderr, "%s: %v\n", programName, err)
+		fmt.Fprintf(a.stderr, "%s: %s\n", programName, text)
 	}
 	if code == exitUsage {
 		fmt.Fprintf(a.stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
@@ -124,6 +125,9 @@ func (a *app) finish(cmd *cobra.Command) {
 	if cmd.Example == "" {
 		switch {
 		case cmd.Name() == "help":
+			cmd.Args = func(_ *cobra.Command, topics []string) error {
+				return refuseURLs(cmd, topics) // it quotes those that it does not know
+			}
 			cmd.Example = "  cdc-invalidator help run"
 		case cmd.Name() == "completion":
 			cmd.Example = "  cdc-invalidator completion bash > /etc/bash_completion.d/cdc-invalidator"
@@ -134,6 +138,9 @@ func (a *app) finish(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(c *cobra.Command, args []string) error {
 			a.ran = true
+			if err := refuseURLs(c, args); err != nil {
+				return err
+			}
 			return run(c, args)
 		}
 	}

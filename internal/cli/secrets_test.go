@@ -32,7 +32,7 @@ func TestNoCommandShowsAPassword(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, args := range [][]string{
-					{"validate", file}, {"doctor", "-c", file}, {"doctor", "-c", file, "--json"}, {"doctor", "-c", file, "--print-grants"}, {"plan", "-c", file}, {"plan", "-c", file, "--url", sources[i]},
+					{"validate", file}, {"validate", "--json", file}, {"doctor", "-c", file}, {"doctor", "-c", file, "--json"}, {"doctor", "-c", file, "--print-grants"}, {"plan", "-c", file}, {"plan", "-c", file, "--url", sources[i]},
 					{"apply", "-c", file, "--yes"}, {"tap", "-c", file, "--duration", "1s"}, {"init"}, {"init", "--from-db", sources[i]},
 					{"status", "--url", "http://me:" + p + "@127.0.0.1:1"}, {"run", "-c", file, "--http", "127.0.0.1:0", "--log-level", "debug"},
 				} {
@@ -40,12 +40,37 @@ func TestNoCommandShowsAPassword(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond) // for run, which waits for its servers
 					Main(ctx, args, strings.NewReader(""), &out, &out)
 					cancel()
-					if args[0] == "validate" {
-						continue // shows the line of the file that is at fault
-					}
 					if strings.Contains(out.String(), "SECRET") {
 						t.Errorf("%q: %s shows it:\n%s", p, args[0], out.String())
 					}
+				}
+			}
+		}
+	}
+}
+
+// Arguments that are mixed up are refused without being shown, whatever is wrong in them.
+func TestNoCommandShowsAnArgumentThatMayHoldAPassword(t *testing.T) {
+	t.Chdir(t.TempDir())
+	forms := []string{"postgres://a:%s@127.0.0.1:1/d", "a:%s@127.0.0.1/d", "postgres:/a:%s@h/d", "host=h password=%s dbname=d", "redis://:%s@127.0.0.1:1", "postgres://h/d?password=%s"}
+	turn := 0
+	for c := rune(' '); c <= '~'; c++ {
+		for _, form := range []string{forms[int(c)%len(forms)], forms[int(c/2)%len(forms)]} {
+			arg := strings.Replace(form, "%s", "TOP"+string(c)+"SECRET", 1)
+			for _, args := range [][]string{
+				{"run", "--config", arg}, {"run", "--config=" + arg}, {"run", arg}, {"run", "-c" + arg}, {"run", "--http", arg, "--config", "m.yaml"}, {"run", "--log-level", arg, "-c", "m.yaml"}, {"run", "--" + arg}, {"run", "-" + arg},
+				{"validate", arg}, {"validate", "--json", arg}, {"test", arg}, {"doctor", "--config", arg}, {"doctor", "--password=" + arg}, {"plan", "-c", arg}, {"apply", "-c", arg}, {"tap", "-c", arg}, {"tap", "--duration", arg, "-c", "m.yaml"}, {"wait", "-c", arg},
+				{"skip", "-c", arg}, {"explain", "-c", arg}, {"init", "--output", arg}, {"init", arg}, {"init", "--schema", arg}, {"status", arg}, {"status", "--timeout", arg}, {"schema", arg}, {"demo", "--duration", arg}, {arg}, {"help", arg}, {"completion", arg}, {"version", arg},
+			} {
+				if turn++; turn%2 == 0 {
+					continue // every other one is enough
+				}
+				var out strings.Builder
+				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				code := Main(ctx, args, strings.NewReader(""), &out, &out)
+				cancel()
+				if shown := out.String(); strings.Contains(shown, "SECRET") || strings.Contains(shown, "TOP") {
+					t.Errorf("%q: shows it (exit code %d):\n%s", args, code, shown)
 				}
 			}
 		}

@@ -75,7 +75,8 @@ type world struct {
 	conn     *pgx.Conn
 	rdb      *redis.Client
 	secrets  *secrets
-	blind    bool // the daemon does not look at the catalogs, so nothing is proved fresh
+	kept     map[string]string // see keepAll
+	blind    bool              // the daemon does not look at the catalogs, so nothing is proved fresh
 }
 
 // newWorld takes fresh databases on the shared servers and runs the schema. The

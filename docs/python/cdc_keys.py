@@ -133,7 +133,7 @@ def normal(form: str | None, text: str | bytes | None) -> str | bytes | None:
 
 
 _INTEGERS = {"int2", "int4", "int8", "oid", "xid", "cid", "xid8"}
-_UNSIGNED = {"oid", "xid", "cid", "xid8"}
+_UNSIGNED = {"oid": 2**32, "xid": 2**32, "cid": 2**32, "xid8": 2**64}  # beyond it Postgres takes another number
 _TEXTS = {"text", "varchar", "bpchar", "name", "char", "citext", "enum"}
 _PRINTED = {
     "bool": "[tf]",
@@ -144,11 +144,12 @@ _PRINTED = {
     "varbit": "[01]*",
     "pg_lsn": "(0|[1-9A-F][0-9A-F]{0,7})/(0|[1-9A-F][0-9A-F]{0,7})",
 }
+_UNIT, _CLOCK = r"[+-]?[0-9]+ (year|mon|day)s?", r"[+-]?[0-9]{2,}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
 # Of these the row's own text is taken, and nothing else.
 _ROW_ONLY = {
     "float4": r"-?[0-9.]+(e[+-][0-9]+)?|NaN|-?Infinity",
     "float8": r"-?[0-9.]+(e[+-][0-9]+)?|NaN|-?Infinity",
-    "interval": r"([+-]?\d+ (year|mon|day)s? ?\b)*([+-]?\d\d+:\d\d:\d\d(\.\d{1,6})?)?",
+    "interval": rf"{_UNIT}( {_UNIT})*( {_CLOCK})?|{_CLOCK}",
     "json": "(?s:.*)",
     "jsonb": "(?s:.*)",
 }
@@ -187,7 +188,7 @@ def _text_of(t: Type, form: str | None, value: Value) -> str | bytes | None:
         return ("t" if value else "f") if t.name in ("bool", "") else None
     if isinstance(value, int):
         if t.name in _INTEGERS:
-            return None if value < 0 and t.name in _UNSIGNED else str(value)
+            return str(value) if t.name not in _UNSIGNED or 0 <= value < _UNSIGNED[t.name] else None
         if t.name == "numeric":
             return _numeric(t, decimal.Decimal(value))
         return _text(t, str(value)) if t.name in ("text", "varchar", "bpchar", "name", "citext", "") else None
@@ -224,7 +225,7 @@ def _string(t: Type, form: str | None, s: str) -> str | bytes | None:
     if t.name in _TEXTS or t.name == "":
         return _text(t, s)
     if t.name in _INTEGERS:
-        ok = re.fullmatch("-?[1-9][0-9]*|0", s) and not (s[0] == "-" and t.name in _UNSIGNED)
+        ok = re.fullmatch("-?[1-9][0-9]{,40}|0", s) and (t.name not in _UNSIGNED or 0 <= int(s) < _UNSIGNED[t.name])
     elif t.name == "numeric":
         if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|NaN|-?Infinity", s):
             return None

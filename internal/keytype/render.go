@@ -275,7 +275,7 @@ func (t *Type) appendUint(dst []byte, n uint64) ([]byte, refusal) {
 func (t *Type) appendDigits(dst, digits []byte) ([]byte, refusal) {
 	switch t.Form {
 	case Integer:
-		if digits[0] == '-' && t.unsigned() {
+		if !t.holds(string(digits)) {
 			return nil, outOfRange
 		}
 	case Text, Message, Free:
@@ -318,6 +318,20 @@ func (t *Type) isNumeric() bool { return t.Form == Numeric || t.Form == NumericF
 // unsigned are oid, xid, cid and xid8.
 func (t *Type) unsigned() bool {
 	return t.OID == 26 || t.OID == 28 || t.OID == 29 || t.OID == 5069
+}
+
+// holds says whether an integer is in the column's range. Of a signed one Postgres says so itself; an unsigned one it
+// takes for another, by its lowest bits or for the greatest.
+func (t *Type) holds(digits string) bool {
+	if !t.unsigned() {
+		return true
+	}
+	bits := 32
+	if t.OID == 5069 {
+		bits = 64
+	}
+	_, err := strconv.ParseUint(digits, 10, bits)
+	return err == nil
 }
 
 func appendUUID(dst []byte, id [16]byte) []byte {

@@ -51,7 +51,10 @@ func (t *Type) AppendRowText(dst []byte, s string) ([]byte, error) {
 }
 
 // printedInterval is IntervalStyle postgres.
-var printedInterval = regexp.MustCompile(`^(?:[+-]?\d+ (?:year|mon|day)s? ?\b)*(?:[+-]?\d\d+:\d\d:\d\d(?:\.\d{1,6})?)?$`)
+var printedInterval = func() *regexp.Regexp {
+	const unit, clock = `[+-]?\d+ (?:year|mon|day)s?`, `[+-]?\d\d+:\d\d:\d\d(?:\.\d{1,6})?`
+	return regexp.MustCompile(`^(?:` + unit + `(?: ` + unit + `)*(?: ` + clock + `)?|` + clock + `)$`)
+}()
 
 func (t *Type) appendText(dst []byte, s string) ([]byte, refusal) {
 	ok := true
@@ -68,7 +71,7 @@ func (t *Type) appendText(dst []byte, s string) ([]byte, refusal) {
 	case Bool:
 		ok = s == "t" || s == "f"
 	case Integer:
-		ok = isInteger(s) && !(s[0] == '-' && t.unsigned())
+		ok = isInteger(s) && t.holds(s)
 	case Numeric:
 		var buf [64]byte
 		text, r := t.appendDecimal(buf[:0], s)
@@ -192,7 +195,7 @@ func (t *Type) appendDecimal(dst []byte, s string) ([]byte, refusal) {
 	switch t.Form {
 	case Numeric, NumericFree:
 	case Integer:
-		if !isInteger(s) || s[0] == '-' && t.unsigned() {
+		if !isInteger(s) || !t.holds(s) {
 			return nil, notPrinted
 		}
 		return append(dst, s...), ""

@@ -28,8 +28,9 @@ func (t *Type) unit() int64 {
 
 // The years that a timestamp, and a date, can be of. Beyond them is no row.
 const (
-	firstYear = -4712
-	lastYear  = 294276
+	firstYear    = -4712
+	lastYear     = 294276
+	lastYearDate = 5874897
 )
 
 func (t *Type) appendTime(dst []byte, v time.Time) ([]byte, refusal) {
@@ -43,7 +44,7 @@ func (t *Type) appendTime(dst []byte, v time.Time) ([]byte, refusal) {
 	default:
 		return nil, mismatch
 	}
-	if y := v.Year(); y < firstYear || y > lastYear {
+	if y := v.Year(); y < firstYear || y > lastYear && (t.Form != Date || y > lastYearDate) {
 		return nil, outOfRange
 	}
 	if t.Form == Date && (v.Hour()|v.Minute()|v.Second()|v.Nanosecond()) != 0 ||
@@ -76,7 +77,7 @@ func appendPadded(dst []byte, n, width int) []byte {
 	return append(dst, digits...)
 }
 
-var printedTime = regexp.MustCompile(`^(\d{4,6})(-\d\d-\d\d)( \d\d:\d\d:\d\d(?:\.\d{1,6})?)?(\+00)?( BC)?$`)
+var printedTime = regexp.MustCompile(`^(\d{4,7})(-\d\d-\d\d)( \d\d:\d\d:\d\d(?:\.\d{1,6})?)?(\+00)?( BC)?$`)
 
 // isTime says whether Postgres prints a date or a timestamp like that.
 func (t *Type) isTime(s string) bool {

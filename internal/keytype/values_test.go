@@ -1,10 +1,12 @@
 package keytype_test
 
 import (
+	"bytes"
 	"database/sql"
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
+	"math"
 	"math/big"
 	"net"
 	"net/netip"
@@ -37,6 +39,36 @@ func (v valued) String() string                 { return "valued " + string(v) }
 func (v valuedID) Value() (driver.Value, error) { return int64(v), nil }
 func (v valuedID) MarshalText() ([]byte, error) { return []byte("usr"), nil }
 func (d decimal) Value() (driver.Value, error)  { return string(d), nil }
+
+// fixed is a decimal whose text is a Stringer's, as libraries for decimals have it; its Value is that text.
+type fixed struct {
+	n     int64
+	scale int
+}
+
+func (f fixed) String() string {
+	s := fmt.Sprint(f.n)
+	return s[:len(s)-f.scale] + "." + s[len(s)-f.scale:]
+}
+func (f fixed) Value() (driver.Value, error) { return f.String(), nil }
+
+// printed has a text, and no Value.
+type printed int64
+
+func (p printed) String() string { return fmt.Sprint(float64(p) / 10) }
+
+// named gives a type based on a string as its Value.
+type named int64
+
+func (n named) Value() (driver.Value, error) { return plain(fmt.Sprint(int64(n))), nil }
+
+// stamped is a struct around a time.
+type stamped struct{ time.Time }
+
+// url is a struct with a text.
+type url struct{ s string }
+
+func (u url) String() string { return u.s }
 
 func pointer[T any](v T) *T { return &v }
 
@@ -92,6 +124,30 @@ func goValues() []any {
 		pgtype.Multirange[pgtype.Range[pgtype.Int8]]{{Lower: pgtype.Int8{Int64: 1, Valid: true}, Upper: pgtype.Int8{Int64: 5, Valid: true}, LowerType: pgtype.Inclusive, UpperType: pgtype.Exclusive, Valid: true}},
 		pgtype.Point{P: pgtype.Vec2{X: 1, Y: 2}, Valid: true}, pgtype.TID{OffsetNumber: 1, Valid: true}, map[string]any{"a": 1}, struct{ A int }{1}, struct{}{}, []any{7}, complex(1, 0), func() {}, make(chan int), fmt.Errorf("new"),
 	}
+	values = append(values,
+		// Pointers to pointers, Valuers within Valuers, and what is NULL in them.
+		pointer(pointer(7)), pointer((*int)(nil)), pointer(any(7)), sql.Null[userID]{V: 255, Valid: true}, sql.Null[plain]{V: "new", Valid: true}, sql.Null[time.Time]{}, sql.NullByte{Byte: 7, Valid: true}, sql.NullFloat64{Float64: math.Copysign(0, -1), Valid: true},
+		pgtype.Text{}, pgtype.Bool{}, pgtype.Timestamp{}, pgtype.Float8{}, pgtype.Range[pgtype.Int8]{},
+		// Numbers: of packages for them, beyond 64 bits, and such as print otherwise than they are meant.
+		uint64(18446744073709551615), big.NewInt(-7), (*big.Int)(nil), new(big.Int).Lsh(big.NewInt(1), 64), new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 64), big.NewInt(1)), *big.NewFloat(7), big.NewFloat(1e16), big.NewRat(7, 1), (*big.Float)(nil),
+		math.Copysign(0, -1), math.NaN(), math.Inf(1), 1e16, 0.1, float32(0.1), float32(16777216), 10000000000000000, int64(10000000000000000),
+		json.Number("1e16"), json.Number("-0"), json.Number("-0.0"), json.Number("0.00"), json.Number("1E-10"), json.Number("007"), json.Number(""), json.Number("10000000000000000"), json.Number("1.1"),
+		decimal("-1.10"), decimal("1E+16"), decimal("-0"), decimal("123456789012345678901234567890.5"), decimal(""), decimal("+7"), decimal("1e100"), fixed{15, 1}, fixed{700, 2}, &fixed{15, 1}, named(7), printed(15),
+		// Times: with a monotonic clock, of other years and zones.
+		time.Now(), at.Round(0), time.Date(2024, 3, 1, 12, 34, 56, 789e6, time.FixedZone("", 0)), time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Time{}, time.Date(0, 12, 31, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC),
+		time.Date(294276, 12, 31, 23, 59, 59, 999999000, time.UTC), time.Date(294277, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-4712, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(5874897, 12, 31, 0, 0, 0, 0, time.UTC), pgtype.Date{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), Valid: true},
+		pgtype.Date{Time: time.Date(2024, 3, 1, 12, 0, 0, 0, time.UTC), Valid: true}, pgtype.Date{InfinityModifier: pgtype.NegativeInfinity, Valid: true}, pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}, pgtype.Time{Microseconds: 1, Valid: true}, pgtype.Time{Microseconds: 86399999999, Valid: true}, stamped{at}, &stamped{at},
+		// Addresses.
+		net.IPv4(10, 0, 0, 1), net.IPv4zero, net.IPv6zero, net.IP{}, net.ParseIP("::ffff:10.0.0.1"), netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParsePrefix("::ffff:0.0.0.0/96"), netip.MustParsePrefix("10.0.0.0/31"), &net.IPNet{IP: net.IPv4(10, 0, 0, 0), Mask: net.CIDRMask(8, 32)},
+		&net.IPNet{IP: net.IPv4(10, 0, 0, 0).To4(), Mask: net.IPMask{255, 0, 255, 0}}, &net.IPAddr{IP: net.IPv4(10, 0, 0, 1).To4()}, netip.AddrPort{}, net.HardwareAddr{}, net.HardwareAddr{8, 0, 0x2b}, pointer(mac),
+		// Texts that are bytes, and bytes that are no text.
+		[]byte("50%"), []byte("a\x00b"), []byte("\xff\xfe"), "a\x00b", "\xff\xfe", "\xc3", "e\u0301", "\u00e9", []byte("e\u0301"), []rune("new"), [3]byte{'n', 'e', 'w'}, [16]int8{}, json.RawMessage(`"new"`), bytes.NewBufferString("new"), strings.NewReader("new"), url{"new"}, &url{"new"},
+		pgtype.Bits{Bytes: []byte{0x55, 0x00}, Len: 9, Valid: true}, pgtype.Bits{Bytes: []byte{0x40}, Len: 2, Valid: true}, pgtype.Bits{Bytes: nil, Len: 0, Valid: true}, []bool{true}, pgtype.Bits{Bytes: []byte{0x5f}, Len: 4, Valid: true},
+		[]*string{nil, pointer("NULL"), pointer(`a"b`), pointer(`c\d`), pointer("")}, []any{nil, "NULL"}, [1]string{"new"}, pgtype.Array[pgtype.Text]{Valid: true}, struct {
+			A int
+			B string
+		}{1, "x"},
+	)
 	// Texts, as Postgres prints values, and as people write them.
 	seen := map[string]bool{}
 	for _, c := range columns {
@@ -106,7 +162,7 @@ func goValues() []any {
 		}
 	}
 	for _, s := range []string{"true", "TRUE", "yes", "on", "1", "007", "1e0", "15e-1", "01.50", "1_000", "0x7", "Infinity", "inf", "nan", "2024-3-1", "March 1, 2024", "20240301", "2024-03-01 12:34:56.789000", "2024-03-01 18:04:56.789+05:30",
-		"2024-03-01T12:34:56.789Z", "12:34:56.7890", "12:34", "10.0.0.1/255.0.0.0", "10", "::0001", "::ffff:102:304", "0800.2b01.0203", "08-00-2b-01-02-03", "{" + someUUID + "}", "16/b374d848", "0016/B374D848", "B'0101'", "x5", "é", "e\u0301",
+		"2024-03-01T12:34:56.789Z", "12:34:56.7890", "12:34", "10.0.0.1/255.0.0.0", "10", "::0001", "::ffff:102:304", "0800.2b01.0203", "08-00-2b-01-02-03", "{" + someUUID + "}", "16/b374d848", "0016/B374D848", "B'0101'", "x5", "é", "{" + strings.ToUpper(someUUID) + "}", "urn:uuid:" + someUUID, "T", "False", "-0", "0.0", "-0.00", "1e16", "1E+16", "10000000000000000", "today", "now", "epoch", "infinity ", "2024-060", "J2460371", "2024-03-01 BC", "12:34:56 PM", "1 day", "@ 1 mon", "P1M", "1-2", "10.0.0.1/8 ", "10.0.0.0/08", "010.0.0.1", "::FFFF:10.0.0.1", "0/0 ", "00/1", "ff", "0x10", "$1.00", "1,234.50", "%2D", "%-", "{v}", "a\nb", "a\r\nb", "a:b", "\u200bnew", "new\u200b", "\ufeffnew", "ＮＥＷ", "e\u0301",
 		"Ａ", "BOB@EXAMPLE.COM", "bob@example.com", "NEW", "'new'", strings.Repeat("n", 64), strings.Repeat("n", 70)} {
 		if !seen[s] {
 			seen[s] = true
@@ -133,7 +189,9 @@ func isNull(v any) bool {
 		return err == nil && inner == nil
 	}
 	switch r := reflect.ValueOf(v); r.Kind() {
-	case reflect.Pointer, reflect.Slice:
+	case reflect.Pointer:
+		return r.IsNil() || isNull(r.Elem().Interface())
+	case reflect.Slice:
 		return r.IsNil()
 	}
 	return false
@@ -144,28 +202,28 @@ func label(v any) string { return fmt.Sprintf("%T %v", v, v) }
 // wantTaken are the Go types of values that find a row and are taken, by the types of columns.
 // What is not here is refused: docs/reader.md says the same to people.
 var wantTaken = map[string]string{
-	"smallint, integer, bigint, oid, xid, cid, xid8": "*big.Int *int *int64 *plainID *userID *valuedID count decimal int int16 int32 int64 int8 json.Number pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Numeric pgtype.Uint32 plain plainID sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.Null[int64] string uint uint16 uint32 uint64 uint8 userID valued valuedID",
+	"smallint, integer, bigint, oid, xid, cid, xid8": "**int *big.Int *int *int64 *plainID *userID *valuedID count decimal int int16 int32 int64 int8 json.Number named pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Numeric pgtype.Uint32 plain plainID sql.NullByte sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.Null[github.com/cdc-invalidator/cdc-invalidator/internal/userID] sql.Null[int64] string uint uint16 uint32 uint64 uint8 userID valued valuedID",
 	"boolean":       "*bool bool flag pgtype.Bool sql.NullBool string",
-	"text, varchar": "*pgtype.Numeric *plain *string []uint8 decimal json.RawMessage pgtype.Numeric pgtype.Text plain raw sql.NullString sql.Null[string] string valued",
-	"name":          "*plain *string []uint8 pgtype.Text plain raw sql.NullString sql.Null[string] string valued",
-	"char(n)":       "*plain *string []uint8 decimal json.RawMessage pgtype.Text plain raw sql.NullString sql.Null[string] string valued",
-	`"char"`:        "[]uint8 decimal json.RawMessage plain string valued",
-	"enums":         "*plain *string pgtype.Text plain sql.NullString sql.Null[string] string valued",
-	"citext":        "*int *plain *plainID *string *valuedID count decimal int int16 int32 int64 int8 json.RawMessage pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Text pgtype.Uint32 plain plainID sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.NullString sql.Null[int64] sql.Null[string] string uint uint16 uint32 uint64 uint8 valued valuedID",
+	"text, varchar": "*fixed *pgtype.Numeric *plain *string []uint8 decimal fixed json.RawMessage named pgtype.Bits pgtype.Numeric pgtype.Text plain raw sql.NullString sql.Null[github.com/cdc-invalidator/cdc-invalidator/internal/plain] sql.Null[string] string valued",
+	"name":          "*plain *string []uint8 decimal pgtype.Bits pgtype.Text plain raw sql.NullString sql.Null[github.com/cdc-invalidator/cdc-invalidator/internal/plain] sql.Null[string] string valued",
+	"char(n)":       "*plain *string []uint8 decimal json.RawMessage named pgtype.Bits pgtype.Text plain raw sql.NullString sql.Null[github.com/cdc-invalidator/cdc-invalidator/internal/plain] sql.Null[string] string valued",
+	`"char"`:        "[]uint8 decimal json.RawMessage named pgtype.Bits plain string valued",
+	"enums":         "*plain *string pgtype.Text plain sql.NullString sql.Null[github.com/cdc-invalidator/cdc-invalidator/internal/plain] sql.Null[string] string valued",
+	"citext":        "**int *int *plain *plainID *string *valuedID count decimal int int16 int32 int64 int8 json.RawMessage named pgtype.Bits pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Text pgtype.Uint32 plain plainID sql.NullByte sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.NullString sql.Null[github.com/cdc-invalidator/cdc-invalidator/internal/plain] sql.Null[int64] sql.Null[string] string uint uint16 uint32 uint64 uint8 valued valuedID",
 	"uuid":          "*[16]uint8 *uuid.UUID [16]uint8 id16 pgtype.UUID string uuid.NullUUID uuid.UUID",
 	"bytea":         "*[]uint8 []uint8 raw string",
-	"numeric(p,s)":  "*big.Int *int *pgtype.Numeric *plainID *valuedID count decimal int int16 int32 int64 int8 json.Number pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Numeric pgtype.Uint32 plain plainID sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.Null[int64] string time.Month uint uint16 uint32 uint64 uint8 valued valuedID",
-	"numeric":       "*big.Int *int *pgtype.Numeric *plainID *valuedID count decimal int int16 int32 int64 int8 json.Number pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Numeric pgtype.Uint32 plain plainID sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.Null[int64] string time.Month uint uint16 uint32 uint64 uint8 valued valuedID",
+	"numeric(p,s)":  "**int *big.Int *fixed *int *pgtype.Numeric *plainID *valuedID count decimal fixed int int16 int32 int64 int8 json.Number named pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Numeric pgtype.Uint32 plain plainID sql.NullByte sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.Null[int64] string time.Month uint uint16 uint32 uint64 uint8 valued valuedID",
+	"numeric":       "**int *big.Int *fixed *int *pgtype.Numeric *plainID *valuedID count decimal fixed int int16 int32 int64 int8 json.Number named pgtype.Int2 pgtype.Int4 pgtype.Int8 pgtype.Numeric pgtype.Uint32 plain plainID sql.NullByte sql.NullInt16 sql.NullInt32 sql.NullInt64 sql.Null[int64] string time.Month uint uint16 uint32 uint64 uint8 valued valuedID",
 	"date":          "pgtype.Date pgtype.Timestamp pgtype.Timestamptz string time.Time",
 	"time":          "pgtype.Time string",
 	"timetz":        "string",
 	"timestamp":     "*time.Time pgtype.Date pgtype.Timestamp pgtype.Timestamptz sql.NullTime sql.Null[time.Time] string time.Time",
 	"timestamptz":   "*time.Time pgtype.Date pgtype.Timestamp pgtype.Timestamptz sql.NullTime sql.Null[time.Time] string time.Time",
-	"inet":          "*net.IPNet *netip.Addr net.IP netip.Addr netip.Prefix string",
+	"inet":          "*net.IPNet *netip.Addr net.IP net.IPNet netip.Addr netip.Prefix string",
 	"cidr":          "*net.IPNet *netip.Addr net.IP net.IPNet netip.Addr netip.Prefix string",
-	"macaddr":       "net.HardwareAddr string",
+	"macaddr":       "*net.HardwareAddr net.HardwareAddr string",
 	"macaddr8":      "net.HardwareAddr string",
 	"bit(n)":        "pgtype.Bits string",
-	"varbit":        "pgtype.Bits string",
+	"varbit":        "decimal json.Number pgtype.Bits string",
 	"pg_lsn":        "string",
 }

@@ -3,6 +3,7 @@ package keytype
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -86,11 +87,11 @@ func (v *Var) Append(dst []byte, value any) ([]byte, error) {
 	case Integer:
 		switch n := value.(type) {
 		case int:
-			if n >= 0 {
+			if n >= 0 && (n <= math.MaxInt32 || !t.unsigned()) {
 				return strconv.AppendInt(dst, int64(n), 10), nil
 			}
 		case int64:
-			if n >= 0 {
+			if n >= 0 && (n <= math.MaxInt32 || !t.unsigned()) {
 				return strconv.AppendInt(dst, n, 10), nil
 			}
 		}

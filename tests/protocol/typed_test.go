@@ -63,7 +63,8 @@ const anID = "6b1d0c3e-0000-4000-8000-00000000abcd"
 
 var typedCases = []typedCase{
 	{"bigint", "", 255, "255"}, {"bigint", "", -7, "-7"}, {"bigint", "", "255", "255"}, {"bigint", "", "007", "!"}, {"bigint", "", "+7", "!"}, {"bigint", "", true, "!"}, {"bigint", "", nil, "%-"},
-	{"oid", "", -7, "!"}, {"oid", "", 7, "7"}, {"boolean", "", true, "t"}, {"boolean", "", "t", "t"}, {"boolean", "", "true", "!"}, {"boolean", "", 1, "!"},
+	{"oid", "", -7, "!"}, {"oid", "", 7, "7"}, {"oid", "", 4294967296, "!"}, {"oid", "", "4294967295", "4294967295"}, {"oid", "", "18446744073709551615", "!"}, {"xid8", "", "18446744073709551616", "!"}, {"bigint", "", "", "!"}, {"interval", "", given{"row", "-1 mons +1 day -00:00:01.5"}, "-1%20mons%20+1%20day%20-00%3A00%3A01.5"}, {"interval", "", given{"row", "1 mon "}, "!"},
+	{"text", "", "e\u0301", "e\u0301"}, {"text", "", "\u00e9", "\u00e9"}, {"text", "", "a\nb{%:}", "a%0Ab%7B%25%3A%7D"}, {"text", "", "", ""}, {"text", "", "%-", "%25-"}, {"char(6)", "", "a\u00a0", "a\u00a0"}, {"char(6)", "", "", ""}, {"boolean", "", true, "t"}, {"boolean", "", "t", "t"}, {"boolean", "", "true", "!"}, {"boolean", "", 1, "!"},
 	{"text", "", "Ab ", "Ab%20"}, {"text", "", 7, "7"}, {"text", "", true, "!"}, {"text", "", given{"uuid", anID}, anID}, {"text", "lower", "ÄbΣİ", "äbσi"}, {"text", "lower", "Ⱨ\U00010570Ʌ", "ⱨ\U00010570ʌ"},
 	{"name", "", strings.Repeat("n", 63), strings.Repeat("n", 63)}, {"name", "", strings.Repeat("n", 64), "!"},
 	{"char(6)", "", "ab  ", "ab"}, {"code", "", "ab", "ab%20%20%20%20"}, {"code", "rtrim", "ab ", "ab"}, {`"char"`, "", "x", "x"}, {`"char"`, "", "xy", "!"},

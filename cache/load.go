@@ -207,8 +207,13 @@ func sourceFails(err error) bool {
 	if !errors.As(err, &pg) {
 		return false
 	}
-	return pg.Code == "57P01" || pg.Code == "57P02" || pg.Code == "57P03" || // shutting down, crashed, starting up
-		strings.HasPrefix(pg.Code, "53") || strings.HasPrefix(pg.Code, "58") // no resources, I/O
+	switch pg.Code {
+	case "57P01", "57P02", "57P03", // shutting down, crashed, starting up
+		"53000", "53100", "53200", "53300", // no resources; 53400, a limit that is set, is met by one query and not by others
+		"58000", "58030": // the system, I/O
+		return true
+	}
+	return false
 }
 
 // standbyFails says whether an error is one that the primary would not have made: the

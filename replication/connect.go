@@ -85,7 +85,7 @@ func otherProtocol(op, addr string, p peer.Protocol, best attempt, cause error) 
 
 // refusedConnection is for a server that has answered with an error.
 func refusedConnection(op string, pg *pgconn.PgError, cause error, grant string) error {
-	if known := byCode(op, pg.Code, cause, grant); known != nil {
+	if known := byCode(op, pg, cause, grant); known != nil {
 		return known
 	}
 	switch class := pg.Code[:min(2, len(pg.Code))]; {
@@ -94,7 +94,7 @@ func refusedConnection(op string, pg *pgconn.PgError, cause error, grant string)
 	case pg.Code == "42704" || class == "22":
 		return &ConfigError{Op: op, Problem: "the server does not take a setting that source.url has", Err: cause,
 			Fix: "correct or remove that name=value in source.url"}
-	case class == "08" || class == "40" || class == "53" || class == "57" || class == "58":
+	case mendsItself(pg.Code):
 		return &UnavailableError{Op: op, Err: cause}
 	}
 	return &ConfigError{Op: op, Problem: "the server refuses the connection", Err: cause, Fix: "see the server's answer, and its log"}

@@ -79,7 +79,7 @@ func TestConnectControlErrors(t *testing.T) {
 	db := servertest.Postgres(t)
 	t.Run("wrong password", func(t *testing.T) {
 		_, err := ConnectControl(t.Context(), asRole(t, db, "postgres", "hunter2"), "test")
-		wantConfigError(t, err, "refuses the role", "pg_hba.conf")
+		wantConfigError(t, err, "refuses the role", "check the user and password")
 		if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("the password is in the error: %v", err)
 		}

@@ -132,11 +132,10 @@ func serverError(op string, err error, grant string) error {
 		}
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	if known := byCode(op, pg.Code, err, grant); known != nil {
+	if known := byCode(op, pg, err, grant); known != nil {
 		return known
 	}
-	switch pg.Code[:min(2, len(pg.Code))] {
-	case "08", "40", "53", "57", "58":
+	if mendsItself(pg.Code) {
 		return &UnavailableError{Op: op, Err: err}
 	}
 	return fmt.Errorf("%s: %w", op, err)
@@ -144,23 +143,24 @@ func serverError(op string, err error, grant string) error {
 
 // byCode says what a server's error asks for, nil for those that mean different things at
 // different times.
-func byCode(op, code string, err error, grant string) error {
-	switch code {
+func byCode(op string, pg *pgconn.PgError, err error, grant string) error {
+	switch pg.Code {
 	case insufficientPrivilege:
 		return &ConfigError{Op: op, Problem: "the role lacks a right", Fix: grant, Err: err}
-	case "28P01": // invalid_password
-		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err,
-			Fix: "check the user and password in source.url, and that pg_hba.conf has a line for this host, database and role"}
-	case "28000": // invalid_authorization_specification
-		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err,
-			Fix: "see that pg_hba.conf has a line for this host, database and role, with or without TLS as source.url has it;\n" +
-				"where it asks for a client certificate (clientcert), name one in source.url: sslcert=/path/to/client.crt&sslkey=/path/to/client.key"}
-	case "3D000": // invalid_catalog_name
+	case "28000", "28P01": // invalid_authorization_specification, invalid_password
+		return &ConfigError{Op: op, Problem: "the server refuses the role", Err: err, Fix: refusedRole(pg)}
+	case "3D000", "57P04": // invalid_catalog_name, database_dropped
 		return &ConfigError{Op: op, Problem: "the database does not exist", Err: err,
 			Fix: "correct the database name in source.url"}
 	case "42602", "42622": // invalid_name, name_too_long
 		return &ConfigError{Op: op, Problem: "the server does not take this name", Err: err,
 			Fix: "a slot's name has at most 63 lower-case letters, digits and underscores"}
+	case "53400": // configuration_limit_exceeded
+		return &ConfigError{Op: op, Problem: "a limit that is set on the server is reached", Err: err,
+			Fix: "raise the setting that the server names (such as temp_file_limit, for the role too), or use less of what it bounds"}
+	case "58P01", "58P02": // undefined_file, duplicate_file
+		return &ConfigError{Op: op, Problem: "the server misses a file, or has one in its way", Err: err,
+			Fix: "see the server's log: its installation or its data directory is damaged or incomplete"}
 	case "53300": // too_many_connections
 		return &UnavailableError{Op: op, Err: err,
 			Hint: "the server has no connection to spare; see max_connections, max_wal_senders and the role's CONNECTION LIMIT"}

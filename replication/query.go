@@ -158,13 +158,8 @@ func queryError(err error) error {
 	if !errors.As(err, &pg) {
 		return serverError("run a for_each query", err, "")
 	}
-	switch pg.Code[:min(2, len(pg.Code))] {
-	case "08", "40", "53", "58":
+	if mendsItself(pg.Code) && pg.Code != "57014" { // the query was cancelled: it takes too long
 		return serverError("run a for_each query", err, "")
-	case "57":
-		if pg.Code != "57014" { // the query was cancelled: it takes too long
-			return serverError("run a for_each query", err, "")
-		}
 	}
 	// The message may quote the row's values; the code does not.
 	return fmt.Errorf("%w: SQLSTATE %s", ErrQueryRefused, pg.Code)

@@ -24,7 +24,7 @@ const (
 
 // looking measures what an idle daemon costs the source on a large schema, where a class has a
 // budget of one second: the CPU time of each of its connections' processes over the time that
-// passed, with the event trigger and without.
+// passed, with the event trigger and without. docs/operations.md has figures.
 func (b *bench) looking(ctx context.Context) error {
 	fmt.Printf("\nlooking: %d mapped tables, %d partitions below %d of them, staleness 1s, nothing happens; CPU of the source's processes, %% of a core\n\n",
 		lookedTables, lookedPartitions*lookedPartitioned, lookedPartitioned)

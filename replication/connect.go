@@ -54,8 +54,12 @@ func connectError(ctx context.Context, op string, cfg *pgconn.Config, err error,
 		if strings.HasPrefix(addr, "/") {
 			network = "unix"
 		}
-		if err := otherProtocol(op, addr, peer.Identify(ctx, network, addr), best, cause); err != nil {
+		found := peer.Identify(ctx, network, addr)
+		if err := otherProtocol(op, addr, found.Protocol, best, cause); err != nil {
 			return err
+		}
+		if found.Said != "" {
+			cause.text = "what answers at " + addr + " does not speak as a Postgres does: it said " + found.Said
 		}
 	}
 	return &UnavailableError{Op: op, Err: cause}
@@ -79,6 +83,9 @@ func otherProtocol(op, addr string, p peer.Protocol, best attempt, cause error) 
 		if best.noTLS() {
 			return fault("the server does not speak TLS there", tlsFix(tlsfault.NoTLS))
 		}
+	case peer.Unknown:
+	default:
+		return fault("what answers at "+addr+" speaks "+string(p)+", and is no Postgres", port+"it is that of another service")
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 // explained looks, where a server is there and no connection came about, whether it is a
 // Redis at all, and with or without TLS as redis.url has it.
 func (b *backend) explained(ctx context.Context, err error) error {
-	if kind, _ := classify(err); kind == KindCanceled || kind == KindConfiguration || replyCode(err) != "" || errors.Is(err, ErrReplica) {
+	if kind, _ := classify(err); kind == KindCanceled || kind == KindConfiguration || replyCode(err) != "" && kind != KindOther || errors.Is(err, ErrReplica) {
 		return err
 	}
 	var known *Error
@@ -29,7 +29,8 @@ func (b *backend) explained(ctx context.Context, err error) error {
 		if errors.As(err, &op) && op.Op == "dial" && len(b.endpoint.addrs) == 1 {
 			return err // nobody is there to be asked
 		}
-		switch secured := b.login.Load().tls != nil; peer.Identify(ctx, b.endpoint.network, addr) {
+		found := peer.Identify(ctx, b.endpoint.network, addr)
+		switch secured := b.login.Load().tls != nil; found.Protocol {
 		case peer.Postgres:
 			return fault("what answers is a Postgres, and no Redis", correct+": it may be that of source.url")
 		case peer.HTTP:
@@ -42,6 +43,12 @@ func (b *backend) explained(ctx context.Context, err error) error {
 			if secured {
 				return fault(tlsfault.ErrNoTLS.Error(), tlsFix(tlsfault.NoTLS))
 			}
+		case peer.Unknown:
+			if found.Said != "" {
+				return &Error{Kind: KindUnavailable, Addr: addr, Err: fmt.Errorf("what answers does not speak as a Redis does: it said %s", found.Said), Hint: "does redis.url have the right host and port?"}
+			}
+		default:
+			return fault("what answers speaks "+string(found.Protocol)+", and is no Redis", correct+": it is that of another service")
 		}
 	}
 	return err

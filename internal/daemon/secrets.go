@@ -89,8 +89,9 @@ func refusesLogin(err error) bool { return replication.RefusesLogin(err) || sink
 func (d *daemon) startFault(err error) error {
 	var config *replication.ConfigError
 	var redis *sink.Error
+	var away *replication.UnavailableError
 	switch _, untrusted := tlsfault.Find(err); {
-	case errors.As(err, &config), untrusted, errors.As(err, &redis) && redis.Configuration():
+	case errors.As(err, &config), untrusted && !errors.As(err, &away), errors.As(err, &redis) && redis.Configuration():
 		return err
 	case errors.Is(err, sink.ErrReplica) && d.sink.Kind() == "standalone": // no sentinel will name another one
 		return &replication.ConfigError{Op: "attach to redis", Problem: "redis.url names a replica, which takes no writes", Err: sink.ErrReplica,

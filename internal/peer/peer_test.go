@@ -37,7 +37,7 @@ func TestIdentify(t *testing.T) {
 		silent:        Unknown,
 		"127.0.0.1:1": Unknown,
 	} {
-		if got := Identify(t.Context(), "tcp", addr); got != want {
+		if got := Identify(t.Context(), "tcp", addr); got.Protocol != want {
 			t.Errorf("%s: %q, want %q", addr, got, want)
 		}
 	}

@@ -147,8 +147,8 @@ _PRINTED = {
 _UNIT, _CLOCK = r"[+-]?[0-9]+ (year|mon|day)s?", r"[+-]?[0-9]{2,}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
 # Of these the row's own text is taken, and nothing else.
 _ROW_ONLY = {
-    "float4": r"-?[0-9.]+(e[+-][0-9]+)?|NaN|-?Infinity",
-    "float8": r"-?[0-9.]+(e[+-][0-9]+)?|NaN|-?Infinity",
+    "float4": r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?|NaN|-?Infinity",
+    "float8": r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?|NaN|-?Infinity",
     "interval": rf"{_UNIT}( {_UNIT})*( {_CLOCK})?|{_CLOCK}",
     "json": "(?s:.*)",
     "jsonb": "(?s:.*)",
@@ -159,7 +159,12 @@ def text_of(t: Type, form: str | None, value: Value) -> str | bytes | None:
     """What the source prints for a value of the type; None for NULL."""
     if value is None:
         return None
-    text = _text_of(t, form, value)
+    try:
+        text = _text_of(t, form, value)
+        if isinstance(text, str):
+            text.encode()  # a lone surrogate is no character
+    except (ValueError, ArithmeticError):  # what Python itself has no text for: an integer of 5,000 digits, a time beyond year 1
+        text = None
     if text is None:
         hint = "a RowText, or a normal form in the template" if _several(t, form) else "docs/reader.md says what the type takes"
         raise BadVariable(f"a {type(value).__name__} is not known to be what Postgres prints for {t.shown or 'a key'}: {hint}")
@@ -178,15 +183,18 @@ def _several(t: Type, form: str | None) -> bool:
 
 
 def _text_of(t: Type, form: str | None, value: Value) -> str | bytes | None:
+    # Of a class that is based on str or int (an enum) the text is that of its base, which is what a
+    # driver sends: str() may be a name instead.
     row = isinstance(value, RowText)
     if _several(t, form):
         if not row or t.name == "bpchar":
             return None
         pattern = _ROW_ONLY.get(t.name, r"-?[0-9]+(\.[0-9]+)?|NaN|-?Infinity" if t.name == "numeric" else "(?s:.*)")
-        return str(value) if re.fullmatch(pattern, value) else None
+        return str.__str__(value) if re.fullmatch(pattern, value) else None
     if isinstance(value, bool):
         return ("t" if value else "f") if t.name in ("bool", "") else None
     if isinstance(value, int):
+        value = int.__pos__(value)
         if t.name in _INTEGERS:
             return str(value) if t.name not in _UNSIGNED or 0 <= value < _UNSIGNED[t.name] else None
         if t.name == "numeric":
@@ -194,12 +202,12 @@ def _text_of(t: Type, form: str | None, value: Value) -> str | bytes | None:
         return _text(t, str(value)) if t.name in ("text", "varchar", "bpchar", "name", "citext", "") else None
     if isinstance(value, bytes):
         if t.name == "bytea":
-            return "\\x" + value.hex()
+            return "\\x" + bytes.hex(value)
         return _text(t, value) if t.name in _TEXTS or t.name == "" else None
     if isinstance(value, str):
-        return _string(t, form, str(value))
+        return _string(t, form, str.__str__(value))
     if isinstance(value, uuid.UUID):
-        return str(value) if t.name in ("uuid", "text", "varchar", "") else None
+        return uuid.UUID.__str__(value) if t.name in ("uuid", "text", "varchar", "") else None
     if isinstance(value, decimal.Decimal):
         return _numeric(t, value) if t.name == "numeric" else None
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
@@ -249,7 +257,8 @@ def _string(t: Type, form: str | None, s: str) -> str | bytes | None:
 
 def _numeric(t: Type, n: decimal.Decimal) -> str | None:
     if not n.is_finite():
-        return {"NaN": "NaN", "Infinity": "Infinity", "-Infinity": "-Infinity"}[str(n)] if n.is_nan() or t.modifier < 0 else None
+        text = decimal.Decimal.__str__(n)  # there are -NaN, sNaN and NaN123, which are no numbers of Postgres
+        return text if text == "NaN" or text in ("Infinity", "-Infinity") and t.modifier < 0 else None
     sign, digits, exponent = n.as_tuple()
     assert isinstance(exponent, int)
     if abs(exponent) > 20000:
@@ -278,6 +287,8 @@ def _clock(t: Type, micros: int) -> str | None:
 
 
 def _time(t: Type, v: dt.datetime | dt.date | dt.time) -> str | None:
+    if getattr(v, "nanosecond", 0):
+        return None  # pandas' is finer than any column
     if isinstance(v, dt.datetime):
         if t.name == "timestamptz" and v.tzinfo is not None:
             v = v.astimezone(dt.timezone.utc)
@@ -286,13 +297,21 @@ def _time(t: Type, v: dt.datetime | dt.date | dt.time) -> str | None:
         fraction = _clock(t, v.microsecond)
         if fraction is None:
             return None
-        return f"{v.year:04d}-{v:%m-%d %H:%M:%S}{fraction}{'+00' if t.name == 'timestamptz' else ''}"
+        return f"{_date(v)} {_hour(v)}{fraction}{'+00' if t.name == 'timestamptz' else ''}"
     if isinstance(v, dt.date):
-        return f"{v.year:04d}-{v:%m-%d}" if t.name == "date" else None
+        return _date(v) if t.name == "date" else None
     if t.name != "time" or v.tzinfo is not None:
         return None
     fraction = _clock(t, v.microsecond)
-    return None if fraction is None else f"{v:%H:%M:%S}{fraction}"
+    return None if fraction is None else f"{_hour(v)}{fraction}"
+
+
+def _date(v: dt.date) -> str:
+    return f"{v.year:04d}-{v.month:02d}-{v.day:02d}"
+
+
+def _hour(v: dt.datetime | dt.time) -> str:
+    return f"{v.hour:02d}:{v.minute:02d}:{v.second:02d}"
 
 
 def _is_time(t: Type, s: str) -> bool:

@@ -4,6 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +25,11 @@ type given struct{ kind, text string }
 func (g given) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]string{g.kind: g.text})
 }
+
+type (
+	label  string
+	number int
+)
 
 // value is the one that a Go program has.
 func (g given) value(t *testing.T) any {
@@ -44,6 +53,12 @@ func (g given) value(t *testing.T) any {
 		v, err = netip.ParsePrefix(g.text)
 	case "row":
 		v = cache.RowText(g.text)
+	case "label": // of a type that is based on a string
+		v = label(g.text)
+	case "number": // on an integer
+		var n int
+		n, err = strconv.Atoi(g.text)
+		v = number(n)
 	}
 	if err != nil || v == nil {
 		t.Fatalf("%+v: %v", g, err)
@@ -77,6 +92,10 @@ var typedCases = []typedCase{
 	{"numeric", "", 3, "!"}, {"numeric", "", given{"row", "3.0"}, "3.0"}, {"numeric", "number", 3, "3"}, {"numeric", "number", "3.10", "3.1"}, {"numeric", "number", given{"decimal", "-0.050"}, "-0.05"},
 	{"double precision", "", "1.5", "!"}, {"double precision", "", given{"row", "1.5"}, "1.5"}, {"interval", "", "1 mon", "!"}, {"interval", "", given{"row", "1 mon 2 days"}, "1%20mon%202%20days"}, {"interval", "", given{"row", "P1M"}, "!"},
 	{"jsonb", "", "{}", "!"}, {"text[]", "", "{a}", "!"},
+	{"text", "", given{"label", "new one"}, "new%20one"}, {"mood", "", given{"label", "new"}, "new"}, {"citext", "lower", given{"label", "New"}, "new"}, {"bigint", "", given{"label", "7"}, "7"},
+	{"bigint", "", given{"number", "7"}, "7"}, {"text", "", given{"number", "-7"}, "-7"}, {"numeric(10,2)", "", given{"number", "7"}, "7.00"}, {"oid", "", given{"number", "-7"}, "!"},
+	{"numeric(10,2)", "", given{"decimal", "NaN"}, "NaN"}, {"numeric(10,2)", "", given{"decimal", "-NaN"}, "!"}, {"numeric(10,2)", "", given{"decimal", "sNaN"}, "!"}, {"numeric", "number", given{"decimal", "sNaN"}, "!"},
+	{"double precision", "", given{"row", "1e+20"}, "1e+20"}, {"double precision", "", given{"row", "NaN"}, "NaN"}, {"double precision", "", given{"row", "1..2"}, "!"}, {"real", "", given{"row", "1.5"}, "1.5"}, {"real", "", 1.5, "!"},
 	{"date", "", "2024-03-01", "2024-03-01"}, {"date", "", "2024-3-1", "!"}, {"time", "", "12:34:56.7", "12%3A34%3A56.7"}, {"time", "", "12:34", "!"},
 	{"timestamptz", "", given{"time", "2024-03-01T12:34:56.789000+00:00"}, "2024-03-01%2012%3A34%3A56.789+00"}, {"timestamptz", "", "2024-03-01 12:34:56.789+00", "2024-03-01%2012%3A34%3A56.789+00"},
 	{"timestamptz", "", "2024-03-01T12:34:56Z", "!"}, {"timestamptz(0)", "", given{"time", "2024-03-01T12:34:56.789000+00:00"}, "!"}, {"timestamp", "", given{"time", "2024-03-01T12:34:56.789000"}, "2024-03-01%2012%3A34%3A56.789"},
@@ -179,5 +198,34 @@ func longKeys(t *testing.T, s *scene) {
 			under.step(goRow)
 			under.ends(t, want)
 		}
+	}
+}
+
+// Values that only Python has, and that have no text of a row: each is refused as such.
+func TestPythonValuesThatMakeNoKey(t *testing.T) {
+	const script = `
+import datetime, decimal, enum
+from cdc_keys import BadVariable, Type, FREE, text_of, encode, normal
+
+class Nano(datetime.datetime):
+    nanosecond = 1
+
+zone = datetime.timezone(datetime.timedelta(hours=14))
+plain = enum.Enum("Plain", "NEW").NEW
+for t, value in [
+    (Type("text"), "\ud800"), (FREE, "\udc80"), (Type("name"), "\ud800"), (Type("citext"), "\ud800"), (Type("text"), plain), (Type("int4"), plain),
+    (Type("int8"), 10**5000), (Type("text"), 10**5000), (Type("float8"), 1.5), (FREE, 1.5), (Type("numeric", 4 + (10 << 16)), decimal.Decimal("NaN12")),
+    (Type("timestamptz"), datetime.datetime(1, 1, 1, tzinfo=zone)), (Type("timestamp"), Nano(2024, 1, 1)), (Type("int4"), []), (Type("text"), object()),
+]:
+    for form in (None, "lower"):
+        try:
+            print("a key of", repr(t), type(value), encode(normal(form, text_of(t, form, value))))
+        except BadVariable:
+            pass
+`
+	cmd := exec.CommandContext(t.Context(), python(t), "-c", script)
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PYTHONPATH="+filepath.Join("..", "..", "docs", "python"))
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -7,6 +7,7 @@ tells. {"id", "token": true} asks for a token. The end is the end of the input.
 
 import datetime
 import decimal
+import enum
 import ipaddress
 import json
 import queue
@@ -47,6 +48,8 @@ def say(message: dict) -> None:
 
 
 MAKE = {
+    "label": lambda text: enum.Enum("Label", {"THIS": text}, type=str).THIS,
+    "number": lambda text: enum.Enum("Number", {"THIS": int(text)}, type=int).THIS,
     "bytes": bytes.fromhex,
     "decimal": decimal.Decimal,
     "uuid": uuid.UUID,

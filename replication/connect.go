@@ -62,7 +62,19 @@ func connectError(ctx context.Context, op string, cfg *pgconn.Config, err error,
 			cause.text = "what answers at " + addr + " does not speak as a Postgres does: it said " + found.Said
 		}
 	}
-	return &UnavailableError{Op: op, Err: cause}
+	return &UnavailableError{Op: op, Err: cause, Hint: best.hint()}
+}
+
+// hint is what to look at when there was no connection to the server at all.
+func (a attempt) hint() string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(a.err, &dns):
+		return "does the host in source.url have an address from here?"
+	case !a.dialed():
+		return "is Postgres running and reachable at source.url?"
+	}
+	return ""
 }
 
 // otherProtocol is for a server that is there and with which no connection came about;

@@ -101,6 +101,13 @@ func TestConnectControlErrors(t *testing.T) {
 		if !errors.As(err, &away) {
 			t.Fatalf("error is %T (%v), want an UnavailableError", err, err)
 		}
+		if !strings.Contains(err.Error(), "(is Postgres running and reachable at source.url?)") || !strings.Contains(GivenAs("--url", err).Error(), "reachable at --url?)") {
+			t.Errorf("it does not say what to look at: %v", err)
+		}
+		_, err = ConnectControl(t.Context(), "postgres://u:hunter2@no-such-host.invalid:5432/db", "test")
+		if !errors.As(err, &away) || !strings.Contains(err.Error(), "does the host in source.url have an address") {
+			t.Errorf("a name that does not resolve: %v", err)
+		}
 		if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("the password is in the error: %v", err)
 		}

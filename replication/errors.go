@@ -64,12 +64,18 @@ func (e *ConfigError) Remedy() (problem, fix string) {
 // says of name then, such as --url.
 func GivenAs(name string, err error) error {
 	var config *ConfigError
-	if !errors.As(err, &config) {
-		return err
+	var away *UnavailableError
+	switch {
+	case errors.As(err, &config):
+		named := *config
+		named.Op, named.Problem, named.Fix = SourceURLAs(name, config.Op), SourceURLAs(name, config.Problem), SourceURLAs(name, config.Fix)
+		return &named
+	case errors.As(err, &away):
+		named := *away
+		named.Op, named.Hint = SourceURLAs(name, away.Op), SourceURLAs(name, away.Hint)
+		return &named
 	}
-	named := *config
-	named.Op, named.Problem, named.Fix = SourceURLAs(name, config.Op), SourceURLAs(name, config.Problem), SourceURLAs(name, config.Fix)
-	return &named
+	return err
 }
 
 // SourceURLAs is the text of a problem or a fix as GivenAs has it.

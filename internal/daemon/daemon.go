@@ -91,6 +91,8 @@ type daemon struct {
 	// to the goroutine of attachForever.
 	owed   string
 	spoilt bool
+	// outage is of the same goroutine.
+	outage outage
 	// streamed counts the sessions that have. Of the same goroutine.
 	streamed int
 	// owner says that the state in Redis is the one that this process has written, as the

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math"
 	"time"
 
@@ -56,11 +57,11 @@ func (d *daemon) attachForever(ctx context.Context) error {
 		d.health.process.failed(conditionStreaming, reason, fix)
 		d.told(d.o.Supervisor.Status("not streaming: " + err.Error()))
 		if stuck.stuck() {
-			d.log.Warn("not streaming", "error", err, "retry_in", stuckPause(stuck))
+			d.sayOutage(err, stuckPause(stuck))
 			d.waitStuck(ctx, stuck)
 			continue
 		}
-		d.log.Warn("not streaming", "error", err, "retry_in", next.Round(time.Millisecond))
+		d.sayOutage(err, next.Round(time.Millisecond))
 		timer := time.NewTimer(next)
 		select {
 		case <-timer.C:
@@ -69,6 +70,20 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// sayOutage logs why nothing streams, and what is not news for those who look closely only.
+func (d *daemon) sayOutage(err error, retryIn time.Duration) {
+	lasts, news := d.outage.says(time.Now(), err.Error())
+	level, message := slog.LevelWarn, "not streaming"
+	if !news {
+		level, message = slog.LevelDebug, "not streaming, as before"
+	}
+	attrs := []any{"error", err, "retry_in", retryIn}
+	if lasts > 0 {
+		attrs = append(attrs, "for", lasts.Round(time.Second))
+	}
+	d.log.Log(context.Background(), level, message, attrs...)
 }
 
 func (d *daemon) endReason(err error, at *obstacle) string {

@@ -164,8 +164,12 @@ func (d *daemon) streaming(setup replication.SetupResult) {
 		d.health.process.ok(conditionStreaming)
 		d.health.process.ok(conditionStuck)
 	}
-	d.log.Info("streaming", "slot", setup.Slot.Name, "publication", setup.Publication.Name,
-		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline)
+	attrs := []any{"slot", setup.Slot.Name, "publication", setup.Publication.Name,
+		"server_version", setup.Server.Version, "system_id", setup.Epoch.SystemID, "timeline", setup.Epoch.Timeline}
+	if lasted := d.outage.over(time.Now()); lasted > 0 {
+		attrs = append(attrs, "after", lasted.Round(time.Second))
+	}
+	d.log.Info("streaming", attrs...)
 	d.told(d.o.Supervisor.Ready("streaming"))
 	if d.o.OnAttached != nil {
 		d.o.OnAttached()

@@ -39,7 +39,7 @@ func harmlessDDLs() []harmlessDDL {
 	return []harmlessDDL{
 		{"names and operators taken by somebody", "", keys(hijack), keys(`SET search_path = evil, pg_catalog, public`, `CREATE TEMP VIEW pg_class AS SELECT evil.f() AS oid`, rename), items, false},
 		{"a role without any right of ours", "app", keys(`REVOKE ALL ON SCHEMA cdc_invalidator FROM PUBLIC`, `REVOKE ALL ON FUNCTION cdc_invalidator.announce_ddl() FROM PUBLIC`,
-			`REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC`), keys(rename), items, false},
+			`DO $$BEGIN EXECUTE (SELECT string_agg('REVOKE EXECUTE ON FUNCTION ' || oid::regprocedure || ' FROM PUBLIC', ';') FROM pg_proc WHERE proname = 'pg_logical_emit_message'); END$$`), keys(rename), items, false},
 		{"a DO block", "app", nil, keys(`DO $$BEGIN ` + rename + `; EXCEPTION WHEN division_by_zero THEN NULL; END$$`), items, false},
 		{"a function", "app", nil, keys(`CREATE FUNCTION change() RETURNS void LANGUAGE plpgsql SET search_path = public AS $$BEGIN `+rename+`; END$$`, `SELECT change()`), items, false},
 		{"the script of an extension", "", nil, keys(`CREATE EXTENSION IF NOT EXISTS citext`, `ALTER EXTENSION citext ADD TABLE scratch`, `DROP EXTENSION citext`, rename), items, false},

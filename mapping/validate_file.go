@@ -138,7 +138,7 @@ func (p *parser) url(e entry, hint string, problem func(string) string) Secret {
 }
 
 const (
-	sourceURLHint = "postgres://user:password@host:5432/database; / @ : ? # % in a password are written as %2F %40 %3A %3F %23 %25"
+	sourceURLHint = "postgres://user:password@host:5432/database, or host=... user=... dbname=...; / @ : ? # % in a password are written as %2F %40 %3A %3F %23 %25"
 	redisURLHint  = "redis://[user:password@]host:6379/0, rediss:// (TLS), unix:///path/to/socket?db=0, redis+sentinel://host:26379,host:26379/master/0 " +
 		"or redis+cluster://host:6379,host:6379 (rediss+... with TLS)"
 )
@@ -149,8 +149,10 @@ func sourceURLProblem(u string) string {
 	}
 	scheme, rest, ok := strings.Cut(u, "://")
 	switch {
+	case !ok && strings.Contains(u, "="):
+		return "" // host=... dbname=..., which the client library reads
 	case !ok:
-		return "this is no URL: it has no ://"
+		return "this is no URL: it has no ://, and no list of keyword=value"
 	case scheme != "postgres" && scheme != "postgresql":
 		return "the scheme of the URL is not postgres:// or postgresql://"
 	case rest == "":

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -55,7 +56,7 @@ func connectError(ctx context.Context, op string, cfg *pgconn.Config, err error,
 			network = "unix"
 		}
 		found := peer.Identify(ctx, network, addr)
-		if err := otherProtocol(op, addr, found.Protocol, best, cause); err != nil {
+		if err := otherProtocol(op, addr, found.Protocol, best, cause, cfg.SSLNegotiation == "direct"); err != nil {
 			return err
 		}
 		if found.Said != "" {
@@ -79,7 +80,7 @@ func (a attempt) hint() string {
 
 // otherProtocol is for a server that is there and with which no connection came about;
 // nil where it may be a Postgres that is only in a bad way.
-func otherProtocol(op, addr string, p peer.Protocol, best attempt, cause error) error {
+func otherProtocol(op, addr string, p peer.Protocol, best attempt, cause error, direct bool) error {
 	const port = "correct the host and port in source.url: "
 	fault := func(problem, fix string) error {
 		return &ConfigError{Op: op, Problem: problem, Err: cause, Fix: fix}
@@ -92,8 +93,15 @@ func otherProtocol(op, addr string, p peer.Protocol, best attempt, cause error) 
 	case peer.TLS:
 		return fault("what answers at "+addr+" speaks TLS from the first byte on, which Postgres does not", port+"it is that of a web server, or of a proxy that ends TLS")
 	case peer.Postgres:
-		if best.noTLS() {
+		switch {
+		case best.noTLS():
 			return fault("the server does not speak TLS there", tlsFix(tlsfault.NoTLS))
+		case direct && best.closed():
+			return fault("the server does not take TLS that begins without being asked for, which source.url wants (sslnegotiation=direct)",
+				"remove sslnegotiation=direct from source.url: only Postgres 17 and above know it")
+		case best.ours():
+			return fault("the server does not meet what source.url asks of it", "see channel_binding, require_auth, sslcertmode, min_protocol_version in source.url (and PGCHANNELBINDING, PGREQUIREAUTH):\n"+
+				"remove the one that is named above, or have the server offer it (channel binding needs TLS, and scram-sha-256 in pg_hba.conf)")
 		}
 	case peer.Unknown:
 	default:
@@ -186,6 +194,18 @@ func (a attempt) dialed() bool {
 	return !errors.As(a.err, &dns) && !(errors.As(a.err, &op) && op.Op == "dial") && !strings.Contains(a.err.Error(), "dial error")
 }
 
+// closed says that the server ended the connection without a word.
+func (a attempt) closed() bool {
+	return errors.Is(a.err, io.EOF) || errors.Is(a.err, io.ErrUnexpectedEOF) || errors.Is(a.err, syscall.ECONNRESET) || errors.Is(a.err, syscall.EPIPE)
+}
+
+// ours says that it was the client library that did not want to go on, with a server that
+// answers as it should: what it wanted stands in the URL.
+func (a attempt) ours() bool {
+	var network net.Error
+	return !a.closed() && !errors.As(a.err, &network) && !errors.Is(a.err, context.DeadlineExceeded) && !errors.Is(a.err, net.ErrClosed)
+}
+
 // rank orders attempts by how much they tell.
 func (a attempt) rank() int {
 	var pg *pgconn.PgError
@@ -226,7 +246,7 @@ func (a attempt) text() string {
 		cause = errors.New("it closed the connection without an answer")
 	default:
 		if _, rest, ok := strings.Cut(a.err.Error(), "): "); ok && a.server != "" {
-			cause = errors.New(rest)
+			cause = errors.New(strings.TrimSuffix(rest, ": %!w(<nil>)")) // of the library's wrapping of nothing
 		}
 	}
 	if named || a.server == "" {

@@ -39,6 +39,9 @@ func parseURL(op, url string) (*pgconn.Config, error) {
 	if err != nil {
 		return nil, refused(err.Error(), encodingFix)
 	}
+	if _, ok := settings["replication"]; ok {
+		return nil, refused("has the setting replication, which the daemon sets by itself, on one of its connections", "remove replication=... from source.url")
+	}
 	attrs := settings["target_session_attrs"]
 	if attrs == "" {
 		attrs = os.Getenv("PGTARGETSESSIONATTRS")
@@ -50,6 +53,11 @@ func parseURL(op, url string) (*pgconn.Config, error) {
 	case "", "any", "read-write", "primary":
 	default: // it may be anything, a part of a password too
 		return nil, refused("has a target_session_attrs that there is not", "write target_session_attrs=read-write, primary or any")
+	}
+	switch settings["sslnegotiation"] {
+	case "", "postgres", "direct":
+	default:
+		return nil, refused("has an sslnegotiation that there is not", "write sslnegotiation=postgres or direct")
 	}
 	cfg, err := pgconn.ParseConfig(url)
 	if err != nil {
@@ -106,6 +114,12 @@ func urlSettings(rest string) (map[string]string, error) {
 			return nil, errors.New("has two @, so that it cannot be told where the password ends and the host begins: percent-encode the one in the user or password as %40")
 		}
 		return nil, errors.New("has a / before its @, so that it cannot be told where the password ends: percent-encode / and @ in the user or password as %2F and %40")
+	}
+	hosts, _, _ := strings.Cut(place, "/")
+	for host := range strings.SplitSeq(hosts, ",") {
+		if strings.Count(host, ":") > 1 && !strings.HasPrefix(host, "[") {
+			return nil, errors.New("has a host with several colons: an address of IPv6 is written in brackets, [::1]:5432 (or is there a : in the password, and no @ behind it?)")
+		}
 	}
 	settings := map[string]string{}
 	for pair := range strings.SplitSeq(query, "&") {
@@ -208,6 +222,25 @@ func urlError(op string, err error) error {
 			return &ConfigError{Op: op, Problem: "source.url: its TLS settings cannot be used", Err: cause,
 				Fix: "see sslmode, sslrootcert, sslcert and sslkey in source.url: the files must be there and readable by the daemon's user"}
 		}
+		for _, u := range unusable {
+			if strings.Contains(parse.Error(), u.said) {
+				return &ConfigError{Op: op, Problem: "source.url " + u.problem, Fix: u.fix}
+			}
+		}
 	}
 	return &ConfigError{Op: op, Problem: "source.url cannot be read", Fix: encodingFix}
+}
+
+// unusable are the library's reasons, and ours for them: its own quote the URL. The names of
+// settings come from the environment (PGPORT), or from a service, too.
+var unusable = []struct{ said, problem, fix string }{
+	{"could not match", "has another number of ports than of hosts", "name one port, or one for each host"},
+	{"invalid port", "has a port that is no number from 1 to 65535", "correct the port (or is there an @ : / ? or # in the password? they are written as %40 %3A %2F %3F %23)"},
+	{"invalid connect_timeout", "has a connect_timeout that is no number of seconds", "write connect_timeout=10"},
+	{"unable to find service", "names a service that the service file does not have", "correct service=..., or add the section to the file that PGSERVICEFILE names (~/.pg_service.conf without it)"},
+	{"failed to read service", "names a service, and the service file cannot be read: it is not there, not readable here, or not a service file", "see the file that servicefile=... or PGSERVICEFILE names (~/.pg_service.conf without them): sections [name], and lines name=value"},
+	{"invalid sslcertmode", "has an sslcertmode that there is not", "write sslcertmode=disable, allow or require"},
+	{"protocol_version", "has a min_protocol_version or max_protocol_version that cannot be used", "remove them, or write 3.0, 3.2 or latest, the lesser as the least"},
+	{"unknown channel_binding", "has a channel_binding that there is not", "write channel_binding=disable, prefer or require"},
+	{"invalid require_auth", "has a require_auth that there is not", "write names of methods with commas between: scram-sha-256,md5,password,gss,sspi,none"},
 }

@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -270,16 +271,33 @@ func (p *parser) boolean(e entry) (bool, bool) {
 // integer reads a number from min to max.
 func (p *parser) integer(e entry, min, max int) (int, bool) {
 	want := fmt.Sprintf("a whole number from %d to %d", min, max)
-	s, ok := p.scalar(e, want, "!!int")
+	tags := []string{"!!int", "!!float"} // YAML has those that are too large for a fraction, or, beyond 1e308, for a text
+	if n := e.value; n.Kind == yaml.ScalarNode && n.Style == 0 && n.ShortTag() == "!!str" && tooLarge(n.Value) {
+		tags = append(tags, "!!str")
+	}
+	s, ok := p.scalar(e, want, tags...)
 	if !ok {
 		return 0, false
 	}
 	v, err := strconv.Atoi(s.text)
-	if err != nil || v < min || v > max {
+	f, _ := strconv.ParseFloat(s.text, 64)
+	switch {
+	case err == nil && v >= min && v <= max:
+		return v, true
+	case err != nil && f >= float64(min) && f <= float64(max):
+		p.fault(s.node, s.path, want, "%s is not written as a whole number", s.quoted())
+	case f > float64(max):
+		p.fault(s.node, s.path, want, "%s is too large", s.quoted())
+	default:
 		p.fault(s.node, s.path, want, "%s is out of range", s.quoted())
-		return 0, false
 	}
-	return v, true
+	return 0, false
+}
+
+// tooLarge says of a text that it is a number which no type of Go holds.
+func tooLarge(s string) bool {
+	_, err := strconv.ParseFloat(s, 64)
+	return errors.Is(err, strconv.ErrRange)
 }
 
 // suggest names what may have been meant.

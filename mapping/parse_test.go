@@ -150,9 +150,9 @@ const head = "version: 1\nsource: {url: \"${DATABASE_URL}\"}\nredis: {url: \"${R
 
 func TestDefaults(t *testing.T) {
 	for staleness, heartbeat := range map[string]time.Duration{
-		"3s": time.Second, "30ms": 100 * time.Millisecond, "1h": 10 * time.Second, "1s": time.Second / 3} {
+		"3s": time.Second, "150ms": 100 * time.Millisecond, "1h": 10 * time.Second, "1s": time.Second / 3} {
 		// The strictest class is of no use to any family.
-		f, err := Parse("f", []byte(head+"classes: {a: {staleness: "+staleness+"}, unused: {staleness: 1ms}, b: {staleness: 2h}}\n"+
+		f, err := Parse("f", []byte(head+"classes: {a: {staleness: "+staleness+"}, unused: {staleness: 100ms}, b: {staleness: 2h}}\n"+
 			"keys: {user: {key: 'user:{id}', class: a}, u: {key: 'u:{id}', class: b}}\nmappings: [{table: public.users, keys: [user, u]}]\n"), testEnv())
 		if err != nil {
 			t.Fatal(err)

@@ -42,7 +42,7 @@ func (p *parser) parseVersion(o object) {
 	if !ok {
 		return
 	}
-	s, ok := p.scalar(e, "version: 1", "!!int")
+	s, ok := p.scalar(e, "version: 1", "!!int", "!!float")
 	if ok && s.text != "1" {
 		p.fault(s.node, s.path, "write version: 1", "version %s of the format is not known here", s.quoted())
 		return
@@ -204,7 +204,7 @@ func (p *parser) parseRedis(root object) {
 		r.URL = p.url(e, redisURLHint, redisURLProblem)
 	}
 	if e, ok := o.get("prefix"); ok {
-		const want = `text without braces, * ? [ ] \ and white space: "inv:"`
+		const want = `text without braces, % * ? [ ] \ and white space: "inv:"`
 		if s, ok := p.text(e, want); ok {
 			if i := strings.IndexFunc(s.text, func(r rune) bool { return r != ':' && r < 0x80 && reserved[r] }); i >= 0 {
 				line, col := p.place(s, i)

@@ -54,7 +54,10 @@ func (p *parser) parseClass(e entry) *Class {
 	}
 	c := &Class{Name: e.name}
 	if e, found := o.need("staleness", "how old a value may be: staleness: 1s"); found {
-		c.Staleness, ok = p.duration(e, true)
+		if c.Staleness, ok = p.duration(e, true); ok && c.Staleness < minHeartbeat {
+			p.fault(e.value, e.path, fmt.Sprintf("%s is the least: source.heartbeat, which proves it, is no shorter", minHeartbeat),
+				"a staleness of %s can never be proved, so that no value would be served from the cache", c.Staleness)
+		}
 	} else {
 		ok = false
 	}

@@ -55,7 +55,7 @@ const (
 	ColumnsChanged     ChangeKind = "columns"
 	IdentityChanged    ChangeKind = "identity"
 	PublicationChanged ChangeKind = "publication" // membership, actions, filters, or the publication itself
-	ReadingChanged     ChangeKind = "reading"     // an enum's names, a type's fields, a generated column's expression, row security
+	ReadingChanged     ChangeKind = "reading"     // an enum's names, a type's fields, a generated column's expression, row security, what the name stood for in between
 	TableUnseen        ChangeKind = "unseen"      // its changes are not followed any more
 	TableFollowed      ChangeKind = "followed"    // they are again, and what came meanwhile was missed
 )

@@ -10,7 +10,7 @@ WITH RECURSIVE want AS (
     SELECT u.schema, u.name, u.n
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS u(schema, name, n)
 ), root AS (
-    SELECT w.n, c.oid, c.relnamespace, concat_ws(' ', c.relrowsecurity::text, c.relforcerowsecurity::text) AS secured
+    SELECT w.n, c.oid, c.relnamespace, s.xmin::text AS schema_version, c.reltype, concat_ws(' ', c.relrowsecurity::text, c.relforcerowsecurity::text) AS secured
     FROM want w
     JOIN pg_namespace s ON s.nspname = w.schema::name
     JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = w.name::name
@@ -21,7 +21,7 @@ WITH RECURSIVE want AS (
     FROM member m
     JOIN pg_inherits i ON i.inhparent = m.oid
 ), below AS (
-    SELECT m.n, m.oid, m.link, c.relfilenode, c.relpersistence::text, c.relkind::text, c.relispartition, c.relreplident::text, (
+    SELECT m.n, m.oid, m.link, c.xmin::text AS version, c.relfilenode, c.relpersistence::text, c.relkind::text, c.relispartition, c.relreplident::text, (
                -- One, or none.
                SELECT string_agg(i.indexrelid || ' ' || i.indkey::text, ';')
                FROM pg_index i
@@ -37,7 +37,9 @@ WITH RECURSIVE want AS (
            string_agg(oid || ' ' || relfilenode || ' ' || relpersistence, ',') AS storage,
            -- That a mapped table is a partition is the table's own: what is above it is in no other row.
            string_agg(concat_ws(' ', oid, relkind, link, CASE WHEN link = '' THEN relispartition::text END), ',') AS shape,
-           string_agg(concat_ws(' ', oid, relreplident, indexes), ',') AS identity
+           -- A mapped table's own identity comes with its rows. What a partition logs does not, so that it logged less
+           -- for a moment has to show here: in the row of pg_class, which a GRANT on the partition updates as well.
+           string_agg(concat_ws(' ', oid, relreplident, indexes, CASE WHEN link <> '' THEN version END), ',') AS identity
     FROM below
     GROUP BY n
 ), attribute AS MATERIALIZED (
@@ -87,10 +89,13 @@ SELECT w.n::int, coalesce(r.oid, 0)::oid, coalesce(t.below, '{}'),
        sha256(convert_to(o.columns, getdatabaseencoding())),
        sha256(convert_to(t.identity, getdatabaseencoding())),
        sha256(convert_to(concat_ws(' ', b.itself, l.entry, s.entry), getdatabaseencoding())),
-       sha256(convert_to(concat_ws(' ', r.secured, g.reading), getdatabaseencoding())),
+       -- That the name stood for another table for a moment: to rename a table, or to put it into another schema, updates
+       -- the row of its type too, which no GRANT does. A schema's own row is all there is of its names.
+       sha256(convert_to(concat_ws(' ', r.secured, g.reading, 'named', y.xmin::text, r.schema_version), getdatabaseencoding())),
        extract(epoch FROM clock_timestamp() - transaction_timestamp())::float8
 FROM want w
 LEFT JOIN root r ON r.n = w.n
+LEFT JOIN pg_type y ON y.oid = r.reltype
 LEFT JOIN tree t ON t.n = w.n
 LEFT JOIN columns o ON o.n = w.n
 LEFT JOIN reading g ON g.n = w.n

@@ -39,8 +39,9 @@ type receiver struct {
 	stamps *stamper
 	plan   *mapping.Plan
 	tables map[*decoder.Relation]*mapping.Table
-	byID   map[uint32]*decoder.Relation // as last described, to notice DDL
-	last   *decoder.Relation            // of the last change, with its table
+	strays map[*decoder.Relation][]mapping.TableUse // see stray
+	byID   map[uint32]*decoder.Relation             // as last described, to notice DDL
+	last   *decoder.Relation                        // of the last change, with its table
 	table  *mapping.Table
 
 	begun decoder.Begin     // of the open transaction, to be skipped or not; zero outside of one
@@ -158,6 +159,7 @@ func (r *receiver) handle(data []byte) error {
 			r.last, r.table = rel, r.tables[rel]
 		}
 		if r.table == nil {
+			r.straying(rel)
 			return nil
 		}
 		r.out.Reset()
@@ -210,6 +212,8 @@ func (r *receiver) handle(data []byte) error {
 		for _, rel := range m.Truncate.Relations {
 			if t := r.tables[rel]; t != nil {
 				t.Truncate(&r.out)
+			} else {
+				r.invalidateStray(rel)
 			}
 		}
 		r.add()
@@ -271,9 +275,11 @@ func (r *receiver) bind(rel *decoder.Relation) {
 	}
 	r.byID[rel.ID] = rel
 	delete(r.tables, before)
+	delete(r.strays, before)
 	r.last, r.table = nil, nil
 	t := r.plan.Bind(rel)
 	if t == nil {
+		r.stray(rel, before)
 		return
 	}
 	r.tables[rel] = t
@@ -297,11 +303,14 @@ func (r *receiver) reload() {
 	}
 	r.plan = plan
 	clear(r.tables)
+	clear(r.strays)
 	r.last, r.table = nil, nil
 	for rel := range r.dec.Relations {
 		if t := plan.Bind(rel); t != nil {
 			r.tables[rel] = t
 			r.d.tableBound(rel, t)
+		} else {
+			r.stray(rel, nil)
 		}
 	}
 	r.stamps.switched.Store(plan)

@@ -256,7 +256,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	r := &receiver{
 		d: d, stream: stream, early: early, dec: decoder.NewFor(stream.Encoding()), queue: queue, window: window, timeline: setup.Epoch.Timeline, skip: skip,
 		history: newHistory(stored),
-		stamps:  stamps, plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), byID: make(map[uint32]*decoder.Relation),
+		stamps:  stamps, plan: plan, tables: make(map[*decoder.Relation]*mapping.Table), strays: make(map[*decoder.Relation][]mapping.TableUse), byID: make(map[uint32]*decoder.Relation),
 	}
 	a := &applier{d: d, checks: d.checks, queue: queue, epoch: setup.Epoch, resolved: ordering.NewBatch(), window: window}
 	watcher := d.newWatcher(plan, queue, catalog, stamps)

@@ -183,8 +183,19 @@ func checkIdentity(t *catalogTable, u mapping.TableUse, add addFinding) {
 	}
 	for _, h := range holders {
 		if h.kind == "r" && h.persistence == "p" && h.identity != "f" && len(h.identityColumns) == 0 {
-			add(NoReplicaIdentity, h.sql()+" has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail", "")
+			problem := h.sql() + " has no replica identity: once it is published, the application's own UPDATE and DELETE on it fail"
+			if h.identity == "i" {
+				problem = "the index that is the replica identity of " + h.sql() + " was dropped: the server refuses the application's UPDATE and DELETE on it while it is published"
+			}
+			add(NoReplicaIdentity, problem, "")
 			return // what follows would only say it again
+		}
+	}
+	for _, h := range holders {
+		if h.identity == "i" {
+			add(IdentityIndex, "the replica identity of "+h.sql()+" is an index ("+strings.Join(h.identityColumns, ", ")+
+				"): once that is dropped, which the server lets happen, it refuses every UPDATE and DELETE of the table", "give the table another identity before anybody drops the index")
+			break
 		}
 	}
 	// Changes of a partition are described by the identity of the root, and carry

@@ -35,6 +35,12 @@ BEGIN
             SELECT c.oid, s.nspname, c.relname, 'columns', NULL
             FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace s ON s.oid = c.relnamespace
             UNION
+            -- Nothing says whose index it was. A table whose replica identity it was refuses writes from now on.
+            SELECT c.oid, s.nspname, c.relname, 'altered', NULL
+            FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+            WHERE c.relreplident = 'i' AND c.relkind IN ('r', 'p') AND EXISTS (SELECT FROM dropped WHERE object_type = 'index')
+              AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+            UNION
             SELECT 0, address_names[1], address_names[2], 'published', address_args[1]
             FROM dropped WHERE object_type = 'publication relation'
         )

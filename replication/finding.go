@@ -37,6 +37,7 @@ const (
 	NoReplicaIdentity   FindingCode = "no_replica_identity"
 	PartitionIdentity   FindingCode = "partition_identity" // a partition logs less than the table says
 	IdentityNarrow      FindingCode = "replica_identity"
+	IdentityIndex       FindingCode = "identity_index"
 	PublicationMissing  FindingCode = "publication_missing"
 	PublicationActions  FindingCode = "publication_actions"
 	PublicationAll      FindingCode = "publication_all_tables"
@@ -83,6 +84,7 @@ var findingKinds = map[FindingCode]findingKind{
 	NoReplicaIdentity:    {severity: SeverityFatal},
 	PartitionIdentity:    {severity: SeverityFatal, misleads: true},
 	IdentityNarrow:       {severity: SeverityWidens},
+	IdentityIndex:        {severity: SeverityNotice},
 	PublicationMissing:   {severity: SeverityFatal, unseen: true, published: true},
 	PublicationActions:   {severity: SeverityFatal, unseen: true, published: true},
 	PublicationAll:       {severity: SeverityNotice, published: true},

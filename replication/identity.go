@@ -25,8 +25,8 @@ type identityChoice struct {
 // chooseIdentity is the one place that decides it. needed are columns whose old values
 // mappings use; publication is ours, which has the tables or will have them.
 //
-// An index is preferred where it serves, since it logs less. Where others read the table
-// as well, it must have what the identity has now: a subscriber that is sent less stops.
+// Where others read the table as well, it must have what the identity has now: a subscriber
+// that is sent less stops.
 func chooseIdentity(tables []*writtenTable, needed []string, publication string, version int) identityChoice {
 	c := identityChoice{tables: tables}
 	root := tables[0]
@@ -64,25 +64,30 @@ func chooseIdentity(tables []*writtenTable, needed []string, publication string,
 	return c
 }
 
-// candidates are the identities that have the columns, the best first.
+// candidates are the identities that have the columns, the best first. An index comes last, for
+// all that it logs less than FULL: the server lets it be dropped, and refuses every UPDATE and
+// DELETE of the table from then on. Nobody drops a primary key so lightly.
 func (t *writtenTable) candidates(must []string) (list []replicaIdentity) {
 	if t.identity == "f" {
 		return []replicaIdentity{{full: true}} // somebody reads that it is full; it is never narrowed
 	}
-	covers := func(x uniqueIndex) bool {
-		return !slices.ContainsFunc(must, func(c string) bool { return !slices.Contains(x.Columns, c) })
+	covers := func(columns []string) bool {
+		return !slices.ContainsFunc(must, func(c string) bool { return !slices.Contains(columns, c) })
 	}
+	if now := t.current(); now.index != "" && covers(now.columns) {
+		list = append(list, now) // somebody chose it
+	}
+	var last []replicaIdentity
 	for _, x := range t.indexes { // by number of columns
-		if x.Primary && t.unfit(x) == "" && covers(x) {
+		switch {
+		case t.unfit(x) != "" || !covers(x.Columns):
+		case x.Primary:
 			list = append(list, replicaIdentity{columns: x.Columns})
+		default:
+			last = append(last, replicaIdentity{index: x.Name, columns: x.Columns})
 		}
 	}
-	for _, x := range t.indexes {
-		if !x.Primary && t.unfit(x) == "" && covers(x) {
-			list = append(list, replicaIdentity{index: x.Name, columns: x.Columns})
-		}
-	}
-	return append(list, replicaIdentity{full: true})
+	return append(append(list, replicaIdentity{full: true}), last...)
 }
 
 // on is the identity as a partition has it: by an index of its own over the same columns.
@@ -164,7 +169,7 @@ func (c *identityChoice) indexToMake(must []string, publication string, version 
 	}
 	index := sqlName(root.name + "_identity")
 	return strings.Join(append(lines, "CREATE UNIQUE INDEX CONCURRENTLY "+index+" ON "+root.sql()+" ("+strings.Join(names, ", ")+");",
-		"ALTER TABLE "+root.sql()+" REPLICA IDENTITY USING INDEX "+index+";"), "\n")
+		"ALTER TABLE "+root.sql()+" REPLICA IDENTITY USING INDEX "+index+";", keepIndex), "\n")
 }
 
 // statements bring the table and everything below it to the identity.
@@ -194,14 +199,23 @@ func (c *identityChoice) fix() string {
 	if c.identity.full && len(sql) > most {
 		return "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', relid) FROM pg_partition_tree(" + quoteLiteral(c.tables[0].sql()) + ") \\gexec"
 	}
+	if c.identity.index != "" && len(sql) > 0 {
+		sql = append(sql, keepIndex)
+	}
 	return strings.Join(sql, "\n")
 }
+
+// keepIndex is said wherever an index is proposed.
+const keepIndex = "-- never drop that index before the identity is another one: the server refuses every UPDATE and DELETE of the table then"
 
 // settle completes a finding that asks for another replica identity: with the statements
 // for the one that the table can have, or with why it can have none.
 func (c *identityChoice) settle(f *Finding) {
 	if c.possible {
 		f.Fix, f.SQL = c.fix(), c.statements()
+		if c.identity.index != "" && len(f.SQL) > 0 {
+			f.Problem += fmt.Sprintf("; an index serves, and FULL does not (%s). Once that index is dropped, the server refuses every UPDATE and DELETE of the table", strings.Join(c.refused, "; "))
+		}
 		return
 	}
 	f.SQL = nil

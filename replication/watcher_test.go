@@ -121,9 +121,9 @@ func TestWatcherSeesSilentDDL(t *testing.T) {
 		{"partition attached", "CREATE TABLE parts3 PARTITION OF parts FOR VALUES IN (3)", []string{"parts: identity partitions storage"}},
 		{"sub-partition attached", "CREATE TABLE parts12 PARTITION OF parts1 FOR VALUES IN (2)", []string{"parts: identity partitions storage"}},
 		{"partition detached", "ALTER TABLE parts DETACH PARTITION parts2", []string{"parts: identity partitions storage"}},
-		{"partition detached and attached", "ALTER TABLE parts DETACH PARTITION parts2; ALTER TABLE parts ATTACH PARTITION parts2 FOR VALUES IN (2)", []string{"parts: partitions"}},
+		{"partition detached and attached", "ALTER TABLE parts DETACH PARTITION parts2; ALTER TABLE parts ATTACH PARTITION parts2 FOR VALUES IN (2)", []string{"parts: identity partitions"}},
 		{"partition dropped", "DROP TABLE parts11", []string{"parts: identity partitions storage"}},
-		{"partition truncated", "TRUNCATE parts11", []string{"parts: storage"}},
+		{"partition truncated", "TRUNCATE parts11", []string{"parts: identity storage"}},
 		{"partition's identity", "ALTER TABLE parts2 REPLICA IDENTITY FULL", []string{"parts: identity"}},
 		{"identity", "ALTER TABLE users REPLICA IDENTITY DEFAULT", []string{"users: identity"}},
 		{"primary key made anew", "ALTER TABLE items DROP CONSTRAINT items_pkey; ALTER TABLE items ADD PRIMARY KEY (id)", []string{"items: identity"}},
@@ -162,7 +162,7 @@ func TestWatcherSeesChangesUndoneAtOnce(t *testing.T) {
 	db.Exec(t, watchedSchema)
 	w := startWatcher(t, WatcherOptions{Connect: connectTo(db.URL), Publication: "pub", Tables: watchedTables()})
 	db.Exec(t, "BEGIN; ALTER TABLE parts DETACH PARTITION parts2; TRUNCATE parts2; ALTER TABLE parts ATTACH PARTITION parts2 FOR VALUES IN (2); COMMIT")
-	w.expect(t, "parts: partitions storage")
+	w.expect(t, "parts: identity partitions storage")
 	db.Exec(t, "BEGIN; ALTER TABLE users RENAME TO u; TRUNCATE u; ALTER TABLE u RENAME TO users; ROLLBACK")
 	w.expect(t)
 }

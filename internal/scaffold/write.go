@@ -160,6 +160,9 @@ func verdict(p *plan, t *table) string {
 	if len(p.wide[t]) > 0 {
 		return ", which is not enough."
 	}
+	if t.identity == "i" {
+		return ", which is enough. Never drop that index before the identity is another one: the server refuses every UPDATE and DELETE then."
+	}
 	return ", which is enough."
 }
 

@@ -108,6 +108,9 @@ func situations() []situation {
 		{code: replication.PartitionIdentity, name: "a partition logs less", make: keys(`ALTER TABLE orders1 REPLICA IDENTITY DEFAULT`), write: `INSERT INTO orders VALUES (1, 1) ON CONFLICT (id, t) DO UPDATE SET t = 1`,
 			mend: keys(`ALTER TABLE orders1 REPLICA IDENTITY FULL; DELETE FROM orders`), prefix: "order:"},
 		{code: replication.IdentityNarrow, name: "old values are not logged", make: keys(`ALTER TABLE users REPLICA IDENTITY DEFAULT`), write: renameUsers, mend: keys(`ALTER TABLE users REPLICA IDENTITY FULL`)},
+		{code: replication.IdentityIndex, name: "an index", make: keys(`ALTER TABLE users REPLICA IDENTITY USING INDEX users_pkey`), write: renameUsers, mend: keys(`ALTER TABLE users REPLICA IDENTITY FULL`)},
+		{code: replication.NoReplicaIdentity, name: "its index dropped", prepare: keys(`CREATE UNIQUE INDEX extra_i ON extra (id)`, `ALTER TABLE extra REPLICA IDENTITY USING INDEX extra_i`), make: keys(`DROP INDEX extra_i`),
+			mend: keys(`ALTER TABLE extra REPLICA IDENTITY DEFAULT`), prefix: "extra:"},
 		// No row may change meanwhile: some versions cannot decode it any more.
 		{code: replication.PublicationMissing, name: "renamed", make: keys(`ALTER PUBLICATION %s RENAME TO gone`), mend: keys(`ALTER PUBLICATION gone RENAME TO %s`)},
 		{code: replication.PublicationActions, name: "no updates", make: keys(`ALTER PUBLICATION %s SET (publish = 'insert, delete, truncate')`), write: renameUsers, read: nameOfUser,

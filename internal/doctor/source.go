@@ -326,7 +326,8 @@ func (x *examination) silentDDL(ctx context.Context, conn *pgx.Conn, st *provisi
 	share := took.Seconds() / interval.Seconds()
 	cost := fmt.Sprintf("found by comparing all catalogs, up to %s later; that takes the source %s each time, %.1f %% of a core",
 		interval.Round(time.Millisecond), took.Round(100*time.Microsecond), 100*share)
-	c := Check{Code: "event_trigger", Severity: Notice, FixKind: Person, Fix: fix, Message: "no event trigger: DDL that the log is silent about is " + cost}
+	c := Check{Code: "event_trigger", Severity: Notice, FixKind: Person, Fix: fix, Message: "no event trigger: DDL that the log is silent about is " + cost +
+		". A partition or child of a mapped table that comes and goes between two of them leaves no trace, and what was cached of its rows stays until its TTL"}
 	if !d.Absent() {
 		c.Severity, c.Message = Warning, "the event trigger is incomplete, disabled or of another version: some DDL is only "+cost
 	}

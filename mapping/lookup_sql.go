@@ -53,7 +53,7 @@ func parseForEach(sql string) (*forEachSQL, error) {
 			}
 			name := sql[i+1 : i+end]
 			if !isName(name) {
-				return nil, fmt.Errorf("{%s} at byte %d is not a column of the changed row", name, i)
+				return nil, fmt.Errorf("{%s} at byte %d: braces name a column of the changed row, whose name has to be of letters, digits and _, not starting with a digit", name, i)
 			}
 			n := slices.Index(q.params, name)
 			if n < 0 {

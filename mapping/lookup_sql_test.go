@@ -47,7 +47,7 @@ func TestPlaceholdersAreFoundAsPostgresReadsTheQuery(t *testing.T) {
 		"/* select */ DELETE FROM t {id}": "it must be a query",
 		"SELECT '{id}'":                   "names no column",
 		"SELECT $1, {id}":                 "name the column instead",
-		"SELECT {}":                       "not a column",
+		"SELECT {}":                       "braces name a column",
 		"SELECT {id":                      "without '}'",
 		"SELECT id} , {id}":               "without '{'",
 		"":                                "it must be a query",

@@ -101,11 +101,11 @@ func (p *parser) parseTable(e entry, m *MappingSpec) {
 	case len(parts) == 1:
 		p.fault(s.node, s.path, "write public."+strings.Trim(clip(s.node.Value), `"`)+" if that is its schema", "the table %s has no schema", s.quoted())
 	case len(parts) > 2:
-		p.fault(s.node, s.path, want+"; names with a dot in them are not supported", "the table %s has more than one dot", s.quoted())
+		p.fault(s.node, s.path, want+"; a table or schema with a dot in its own name cannot be mapped", "the table %s has more than one dot", s.quoted())
 	case strings.Contains(s.text, `"`):
-		p.fault(s.node, s.path, "leave the quotes of SQL out: names are taken as they stand", "the table %s has quotes in its name", s.quoted())
+		p.fault(s.node, s.path, "leave the quotes of SQL out: names are taken as they stand; a table with a quote in its own name cannot be mapped", "the table %s has quotes in its name", s.quoted())
 	case !isIdentifier(parts[0]) || !isIdentifier(parts[1]):
-		p.fault(s.node, s.path, want, "%s cannot be a table", s.quoted())
+		p.fault(s.node, s.path, fmt.Sprintf("%s; a name has at most %d bytes, and one with control characters cannot be mapped", want, maxIdentifier), "%s cannot be a table", s.quoted())
 	}
 	if len(parts) == 2 {
 		m.Schema, m.Table = parts[0], parts[1]

@@ -127,11 +127,34 @@ func jsonRow(flag, text string, wanted bool, action string) (map[string]any, err
 	case text == "":
 		return nil, usageErrorf("--action %s needs %s, a JSON object of columns", action, flag)
 	}
-	var row map[string]any
+	malformed := usageErrorf("%s is not a JSON object of columns", flag)
+	if !json.Valid([]byte(text)) {
+		return nil, malformed
+	}
 	d := json.NewDecoder(strings.NewReader(text))
 	d.UseNumber()
-	if err := d.Decode(&row); err != nil || row == nil || d.More() {
-		return nil, usageErrorf("%s is not a JSON object of columns", flag)
+	if begin, err := d.Token(); err != nil || begin != json.Delim('{') {
+		return nil, malformed
+	}
+	row := map[string]any{}
+	for d.More() { // name by name: of two that are the same the library would take the last
+		name, err := d.Token()
+		if err != nil {
+			return nil, malformed
+		}
+		column := name.(string) // names are, in what is valid
+		var value any
+		if err := d.Decode(&value); err != nil {
+			return nil, malformed
+		}
+		if _, twice := row[column]; twice {
+			return nil, usageErrorf("%s has column %s twice", flag, column)
+		}
+		switch value.(type) {
+		case []any, map[string]any:
+			return nil, usageErrorf("%s: column %s: a JSON array or object is not the text of a column: write what Postgres prints for it, as a string: \"{1,2}\" for an array, \"[1, 2]\" for jsonb", flag, column)
+		}
+		row[column] = value
 	}
 	return row, nil
 }

@@ -112,3 +112,19 @@ func TestExplainUsage(t *testing.T) {
 		}
 	}
 }
+
+func TestExplainTakesNoRowThatCanBeReadTwice(t *testing.T) {
+	for row, want := range map[string]string{
+		`{"id": 2.0, "tenant_id": 7, "id": 3}`: "--new has column id twice",
+		`{"id": [1, 2], "tenant_id": 7}`:       `column id: a JSON array or object is not the text of a column`,
+		`{"id": {"a": 1}, "tenant_id": 7}`:     `"[1, 2]" for jsonb`,
+		`[1]`:                                  "not a JSON object of columns",
+		`null`:                                 "not a JSON object of columns",
+		`{"id": 1} {}`:                         "not a JSON object of columns",
+		`{"id": 1,}`:                           "not a JSON object of columns",
+	} {
+		if code, _, said := explainJSON(t, "--json", "--action", "insert", "--new", row); code != exitUsage || !strings.Contains(said, want) {
+			t.Errorf("%s: exit %d, %s", row, code, said)
+		}
+	}
+}

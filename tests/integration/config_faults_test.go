@@ -108,7 +108,7 @@ func TestEveryFaultOfConfiguration(t *testing.T) {
 		{"source: a second @", strings.Replace(good.url, "@", "x@TOPSECRET@", 1), "", keys("source.url has two @", "%40")},
 		{"source: a / in the password", "postgres://u:1/TOPSECRET@127.0.0.1:5432/db", "", keys("source.url has a / before its @", "%2F")},
 		{"source: a blank in a host", "postgres://u:x@127.0.0 .1:5432/db", "", keys("the URL has white space in it")},
-		{"source: no port", "postgres://u:x@127.0.0.1:canary-wrong/db", "", keys("source.url cannot be read", "postgres://user:password@host:5432/database")},
+		{"source: no port", "postgres://u:x@127.0.0.1:canary-wrong/db", "", keys("source.url has a port that is no number", "correct the port")},
 		{"source: a blank in a password", "host=127.0.0.1 password=a TOPSECRET dbname=x", "", keys("source.url", "postgres://user:password@host:5432/database")},
 		{"source: a standby is asked for", source(option("target_session_attrs", "prefer-standby")), "", keys("asks for a standby", "target_session_attrs=read-write")},
 		{"source: no such attribute", source(option("target_session_attrs", "TOPSECRET")), "", keys("has a target_session_attrs that there is not")},

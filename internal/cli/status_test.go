@@ -100,7 +100,7 @@ func TestStatusOfARunningDaemon(t *testing.T) {
 	})
 	eventually(t, "the condition is shown", func() bool {
 		code, text, _ = runMain(t, "status", "--url", strings.TrimPrefix(r.http, "http://"))
-		return code == exitDifferences && regexp.MustCompile(`FAIL  redis +since \d{4}`).MatchString(text) && strings.Contains(text, "fix: see that Redis is reachable")
+		return code == exitDifferences && regexp.MustCompile(`FAIL  redis +since \d{4}`).MatchString(text) && strings.Contains(text, "fix: ") && strings.Contains(text, "reachable")
 	})
 	eventually(t, "what waits is shown", func() bool { // behind what is being applied all the time
 		db.Exec(t, "UPDATE users SET name = 'z'")

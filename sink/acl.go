@@ -33,8 +33,8 @@ const (
 func commands() []command {
 	return []command{
 		{"unlink", always, func(key string) []any { return []any{"unlink", key} }},
-		{"script|load", always, func(string) []any { return []any{"script", "load", probeSource} }}, // which the next one calls
-		{"evalsha", always, func(key string) []any { return []any{"evalsha", sha(probeSource), 1, key} }},
+		{"evalsha", always, func(key string) []any { return []any{"evalsha", sha(probeSource), 1, key} }}, // which the next one loads, for the next time
+		{"script|load", always, func(string) []any { return []any{"script", "load", probeSource} }},
 		{"info", always, func(string) []any { return []any{"info", "server"} }},
 		{"scan", always, func(string) []any { return []any{"scan", 0, "count", 1} }},
 		{"get", always, func(key string) []any { return []any{"get", key} }},

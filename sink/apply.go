@@ -125,7 +125,7 @@ func (r *Redis) served(e ordering.Entry) string {
 func (r *Redis) mendAll(ctx context.Context, be *backend, err error) error {
 	var nodes []*redis.Client
 	switch {
-	case errors.Is(err, errAbsent):
+	case errors.Is(err, errAbsent), errors.Is(err, ErrSuperseded):
 		c, err := be.nodeFor(ctx, r.controlKey)
 		if err != nil {
 			return err

@@ -284,7 +284,7 @@ func TestStateOfALateCommandIsRefused(t *testing.T) {
 		t.Errorf("state %s, %s", now.State, now.Reason)
 	}
 	// So does the generation.
-	lateGeneration := r.installCommand(t.Context(), "")
+	lateGeneration := r.installCommand(t.Context(), "", "")
 	if err := r.StartGeneration(t.Context(), testSource); err != nil {
 		t.Fatal(err)
 	}

@@ -63,6 +63,7 @@ func (r *Redis) checkpointCommand(ctx context.Context, replID string, c *Checkpo
 	r.shadowMu.Lock()
 	args[0] = hex32(r.shadow.Generation)
 	args[11] = r.shadow.Sent.Hex() + r.shadow.Applied.Hex() + r.shadow.End.Hex()
+	r.asked = max(r.asked, sent)
 	r.shadowMu.Unlock()
 	args[1] = replID
 	if sent != 0 {
@@ -133,15 +134,50 @@ func (r *Redis) SetState(ctx context.Context, s State, reason string) error {
 	// restores the newer intention.
 	c := &r.shadow
 	c.revision++
+	c.writer = r.writer
 	c.State, c.Reason, c.StateSince = s, reason, r.now()
-	generation, revision, since := c.Generation, c.revision, c.StateSince
 	r.shadowMu.Unlock()
+	return r.fail(op, "", r.sendState(ctx, be))
+}
 
-	err := r.callControl(ctx, be, func(replID string) *redis.Cmd {
+// sendState publishes the state as it is known.
+func (r *Redis) sendState(ctx context.Context, be *backend) error {
+	return r.callControl(ctx, be, func(replID string) *redis.Cmd {
+		r.shadowMu.Lock()
+		defer r.shadowMu.Unlock()
+		c := &r.shadow
 		return r.scripts.state.command(ctx, []any{r.controlKey},
-			[]any{hex32(generation), replID, hex64(revision), string(s), reason, hexTime(since)})
+			[]any{hex32(c.Generation), replID, hex64(c.revision), string(c.State), c.Reason, hexTime(c.StateSince), c.writer})
 	})
-	return r.fail(op, "", err)
+}
+
+// Claim writes this process into the control hash as the one that keeps it, before it changes
+// anything else there. Whoever kept it before finds that, and gives way; what nobody has written
+// into the hash is not taken for a new keeper. The caller holds the slot. It also takes sent to where
+// it has to be at least, for a loader on a standby relies on it, and the next batch may be long in coming. Without a
+// hash that can be read it does nothing: StartGeneration comes next.
+func (r *Redis) Claim(ctx context.Context) error {
+	be := r.backend.Load()
+	r.shadowMu.Lock()
+	c := &r.shadow
+	kept := c.Found && c.Generation != 0 && c.Damaged == ""
+	if kept {
+		c.revision++
+		c.writer = r.writer
+	}
+	sent := max(r.asked, c.Applied)
+	r.shadowMu.Unlock()
+	if !kept {
+		return nil
+	}
+	err := r.sendState(ctx, be)
+	if err == nil {
+		err = r.callControl(ctx, be, func(replID string) *redis.Cmd { return r.checkpointCommand(ctx, replID, nil, sent) })
+	}
+	if err == nil {
+		r.stored(nil, sent)
+	}
+	return r.fail("claim the control hash", "", err)
 }
 
 // SetEpoch replaces the source's epoch within the generation: the source has begun a
@@ -187,8 +223,9 @@ func (r *Redis) StartGeneration(ctx context.Context, src Source) error {
 	// version keys of its generations live on.
 	next := max(r.highest, found.Generation) + 1
 	next = max(next, uint32(now.Unix()))
+	r.asked = 0
 	r.shadow = Control{
-		Found: true, Generation: next, Source: src, Region: r.region, nodes: r.nodes,
+		writer: r.writer, Found: true, Generation: next, Source: src, Region: r.region, nodes: r.nodes,
 		State: old.State, Reason: old.Reason, StateSince: old.StateSince,
 		revision: max(old.revision, found.revision) + 1,
 		held:     found.held, // what is held stays held: it is more to invalidate

@@ -75,37 +75,12 @@ type Checkpoint struct {
 	SystemID  string    // when set, must be that of the current generation
 }
 
-// fields lists the whole hash for install.lua.
-func (c *Control) fields() []any {
-	fields := []any{
-		"format", "1",
-		"generation", hex32(c.Generation),
-		"writer", c.writer,
-		"system_id", c.Source.SystemID,
-		"timeline", hex32(c.Source.Timeline),
-		"epoch", c.Source.Epoch,
-		"region", c.Region,
-		"applied", c.Applied.Hex(),
-		"end", c.End.Hex(),
-		"commit_time", hexTime(c.CommitTime),
-		"txn", txnField(c.Applied, c.XID),
-		"fresh_as_of", hexTime(c.FreshAsOf),
-		"sent", c.Sent.Hex(),
-		"settled", c.Settled.Hex(),
-		"nodes", c.nodes,
-		"state", string(c.State),
-		"reason", c.Reason,
-		"state_since", hexTime(c.StateSince),
-		"state_revision", hex64(c.revision),
-		"stamps", c.Stamps,
-		"purging", strings.Join(c.Purging, " "),
-		"updated", hexTime(c.Updated),
-	}
-	for class, mark := range c.held {
-		fields = append(fields, heldField+class, mark)
-	}
-	return fields
-}
+// What is above was not written by a daemon, and counting on from there would end. A generation
+// begins at the clock.
+const (
+	maxRevision   = 1 << 48
+	maxGeneration = 10 * 365 * 24 * time.Hour
+)
 
 // parseControl reads the hash. What cannot be read is not guessed at: a wrong position would
 // be a lost change.
@@ -129,6 +104,10 @@ func parseControl(m map[string]string) Control {
 		return n
 	}
 	c.Generation = uint32(number("generation", 8))
+	if bound := time.Now().Add(maxGeneration).Unix(); int64(c.Generation) > bound {
+		c.Generation = 0
+		errs = append(errs, fmt.Errorf("field generation is %q, which no daemon has begun", m["generation"]))
+	}
 	c.Source.Timeline = uint32(number("timeline", 8))
 	c.Applied, c.End, c.Sent = lsn.LSN(number("applied", 16)), lsn.LSN(number("end", 16)), lsn.LSN(number("sent", 16))
 	if m["settled"] != "" { // a hash of before there was this field says nothing
@@ -139,6 +118,9 @@ func parseControl(m map[string]string) Control {
 	c.StateSince = timeFromMicros(number("state_since", 16))
 	c.Updated = timeFromMicros(number("updated", 16))
 	c.revision = number("state_revision", 16)
+	if c.revision > maxRevision {
+		errs = append(errs, fmt.Errorf("field state_revision is %q, which nobody counts to", m["state_revision"]))
+	}
 	c.XID = parseTxn(m["txn"], c.Applied)
 	for name, mark := range m {
 		class, ok := strings.CutPrefix(name, heldField)
@@ -187,21 +169,26 @@ func (r *Redis) load(ctx context.Context, be *backend) (Control, error) {
 }
 
 func (b *backend) loadControl(ctx context.Context, key string) (Control, error) {
+	m, err := b.readControl(ctx, key)
+	return parseControl(m), err
+}
+
+func (b *backend) readControl(ctx context.Context, key string) (map[string]string, error) {
 	c, err := b.nodeFor(ctx, key)
 	if err != nil {
-		return Control{}, err
+		return nil, err
 	}
 	m, err := c.HGetAll(ctx, key).Result()
 	if replyCode(err) == "WRONGTYPE" {
-		return Control{}, nil // installing a generation replaces it
+		return nil, nil // installing a generation replaces it
 	}
 	if err != nil {
 		if b.guard != nil {
 			b.noteReply(b.addr(c), err)
 		}
-		return Control{}, wrap("", b.addr(c), "", err)
+		return nil, wrap("", b.addr(c), "", err)
 	}
-	return parseControl(m), nil
+	return m, nil
 }
 
 // callControl runs a script on the control hash and turns its answer into an
@@ -275,6 +262,11 @@ func (r *Redis) mend(ctx context.Context, be *backend, c *redis.Client, err erro
 	case errors.Is(err, errAbsent):
 		r.metrics.restored.Inc()
 		return r.restore(ctx, be, c)
+	case errors.Is(err, ErrSuperseded):
+		ours, reclaimErr := r.reclaim(ctx, be)
+		if ours || reclaimErr != nil {
+			return reclaimErr
+		}
 	case replyCode(err) == "NOSCRIPT":
 		r.metrics.reloaded.Inc()
 		return r.loadScripts(ctx, c)
@@ -289,8 +281,14 @@ func (r *Redis) loadScripts(ctx context.Context, c *redis.Client) error {
 // restore writes the control hash again after it was flushed or evicted. That
 // the node is the same was checked: what the process knows of it is true.
 func (r *Redis) restore(ctx context.Context, be *backend, c *redis.Client) error {
+	return r.install(ctx, be, c, "")
+}
+
+// install writes a whole control hash, in the place of one of this generation only if that is
+// what it is told to replace: "=" and its state_revision.
+func (r *Redis) install(ctx context.Context, be *backend, c *redis.Client, replaces string) error {
 	for attempt := 1; ; attempt++ {
-		cmd := r.installCommand(ctx, be.guard.replID(be.addr(c)))
+		cmd := r.installCommand(ctx, be.guard.replID(be.addr(c)), replaces)
 		_ = c.Process(ctx, cmd)
 		err := r.controlAnswer(be, be.addr(c), cmd)
 		if err == nil || attempt == attempts || replyCode(err) != "NOSCRIPT" {
@@ -302,12 +300,13 @@ func (r *Redis) restore(ctx context.Context, be *backend, c *redis.Client) error
 	}
 }
 
-func (r *Redis) installCommand(ctx context.Context, replID string) *redis.Cmd {
+func (r *Redis) installCommand(ctx context.Context, replID, replaces string) *redis.Cmd {
 	r.shadowMu.Lock()
 	defer r.shadowMu.Unlock()
+	r.shadow.writer = r.writer
 	c := r.shadow
-	c.writer, c.Updated = r.writer, r.now()
-	return r.scripts.install.command(ctx, []any{r.controlKey}, append([]any{hex32(c.Generation), replID, r.writer}, c.fields()...))
+	c.Updated, c.Sent = r.now(), max(c.Sent, r.asked) // which may have been applied
+	return r.scripts.install.command(ctx, []any{r.controlKey}, append([]any{hex32(c.Generation), replID, r.writer, replaces}, c.fields()...))
 }
 
 func hex32(v uint32) string { return fmt.Sprintf("%08x", v) }

@@ -2,6 +2,9 @@ package sink
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -29,58 +32,85 @@ func (r *Redis) discard(ctx context.Context, be *backend) error {
 	return send(ctx, c, redis.NewIntCmd(ctx, "unlink", r.controlKey))
 }
 
-// positions of the control hash, for comparison.
-type positions struct{ applied, end, sent uint64 }
-
-func positionsOf(c *Control) positions {
-	return positions{uint64(c.Applied), uint64(c.End), uint64(c.Sent)}
-}
-
-func (p positions) beyond(q positions) bool {
-	return p.applied > q.applied || p.applied == q.applied && p.end > q.end || p.sent > q.sent
+// Look compares the control hash with what this process knows of it, whether or not anything
+// is to be written, and writes again what somebody has spoilt.
+func (r *Redis) Look(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, err := r.ready(ctx)
+	return r.fail("look after the control hash", "", err)
 }
 
 // repair looks at the control hash, of which a hand or another program may have spoilt a field:
-// the scripts never move a position back, so one that is too high would stand for ever under
-// a state that says ok. What this process knows is true, and is written again. A hash of
-// another generation, or with a later state, is somebody else's: the next call finds out.
+// a position that is too high would stand for ever, and readers would believe the rest. What
+// this process knows is true, and is written again. A hash that another process keeps is not
+// ours: the next call finds out.
 func (r *Redis) repair(ctx context.Context, be *backend) error {
-	found, err := r.load(ctx, be)
+	hash, err := be.readControl(ctx, r.controlKey)
 	if err != nil {
 		return err
 	}
+	found := parseControl(hash)
 	r.shadowMu.Lock()
 	shadow := r.shadow
+	differ, back := shadow.differences(hash, r.asked)
+	spoilt := standing(r.differ, differ)
+	r.differ = differ
 	r.shadowMu.Unlock()
-	stored, known := positionsOf(&found), positionsOf(&shadow)
-	// A reply that was lost leaves the hash ahead of what is known here, until the next one.
-	ahead := stored.beyond(known)
-	standing := ahead && r.ahead && stored == r.aheadAt && known != r.aheadOf
-	r.ahead, r.aheadAt, r.aheadOf = ahead, stored, known
-	damage := found.Damaged
+	ours := hash["writer"] == r.writer
 	switch {
-	case found.Generation != 0 && found.Generation != shadow.Generation:
+	case found.Generation != 0 && found.Generation != shadow.Generation && !ours:
 		return nil
-	case damage != "":
-	case !found.Found:
-		return nil
-	case found.revision > shadow.revision: // it stands there and is not ours: whoever attaches writes it again
+	case found.revision > shadow.revision && !ours: // it stands there and is not ours: whoever attaches writes it again
 		return ErrSuperseded
-	case found.revision == shadow.revision && found.State != shadow.State:
-		damage = "field state is not what was written"
-	case standing:
-		damage = "a position is above all that was written"
-	default:
+	case back:
 		return nil
+	case found.Damaged != "":
+		r.log.Warn("the control hash was damaged; it is written again", "damage", found.Damaged)
+	case found.Found && len(spoilt) == 0:
+		return nil
+	case found.Found:
+		r.log.Warn("the control hash was damaged; it is written again", "fields_that_were_not_as_written", strings.Join(spoilt, " "))
 	}
-	r.log.Warn("the control hash was damaged; it is written again", "damage", damage)
-	r.metrics.restored.Inc()
+	return r.rewrite(ctx, be, hash)
+}
+
+// rewrite replaces the hash that was found, and no other. It has a state's revision of its own: a copy
+// of it that arrives late finds another one than it replaces.
+func (r *Redis) rewrite(ctx context.Context, be *backend, found map[string]string) error {
 	c, err := be.nodeFor(ctx, r.controlKey)
 	if err != nil {
 		return err
 	}
-	if err := r.discard(ctx, be); err != nil {
+	if err := be.guard.node(be.addr(c)); err != nil {
 		return err
 	}
-	return r.restore(ctx, be, c)
+	r.shadowMu.Lock()
+	r.shadow.revision++
+	r.differ = nil
+	r.shadowMu.Unlock()
+	r.metrics.restored.Inc()
+	return r.install(ctx, be, c, "="+found["state_revision"])
+}
+
+// reclaim is for an answer that the hash is another process's. Who has taken it over has
+// written itself into it; else its revision, generation or stamps were spoilt, and the hash is written
+// again.
+func (r *Redis) reclaim(ctx context.Context, be *backend) (ours bool, err error) {
+	hash, err := be.readControl(ctx, r.controlKey)
+	if err != nil {
+		return false, err
+	}
+	r.shadowMu.Lock()
+	shadow := r.shadow
+	differ, back := shadow.differences(hash, r.asked)
+	r.shadowMu.Unlock()
+	if shadow.writer != r.writer || hash["writer"] != r.writer {
+		return false, nil
+	}
+	if back || len(differ) == 0 {
+		return !back, nil
+	}
+	r.log.Warn("the control hash was damaged; it is written again", "fields_that_were_not_as_written", strings.Join(slices.Sorted(maps.Keys(differ)), " "))
+	return true, r.rewrite(ctx, be, hash)
 }

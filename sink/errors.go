@@ -122,11 +122,11 @@ var replies = map[string]struct {
 	"CROSSSLOT":   {KindConfiguration, clusterHint},
 	"WRONGPASS":   {KindConfiguration, "user or password in redis.url are not the server's"},
 	"MISCONF":     {KindUnavailable, "the server cannot write its snapshot and refuses writes: mend its disk, or set stop-writes-on-bgsave-error no"},
-	"OOM":         {KindUnavailable, "the server is above maxmemory and evicts nothing: raise maxmemory or set maxmemory-policy allkeys-lru"},
+	"OOM":         {KindUnavailable, "the server is above maxmemory and finds nothing to evict: " + evictionFix},
 	"DENIED":      {KindConfiguration, "protected mode: give the server a password or a bind address"},
 	"NOREPLICAS":  {KindUnavailable, "min-replicas-to-write is not met: bring the replicas back"},
-	"READONLY":    {KindNodeChanged, "it is a replica now: reconnecting to the primary"},
-	"MASTERDOWN":  {KindNodeChanged, "it is a replica now: reconnecting to the primary"},
+	"READONLY":    {KindNodeChanged, replicaFix},
+	"MASTERDOWN":  {KindNodeChanged, replicaFix},
 	"NOSCRIPT":    {KindScript, "the scripts are loaded again"},
 	"LOADING":     {KindUnavailable, "the server is loading its data; waiting"},
 	"BUSY":        {KindUnavailable, "a script of another client is running; waiting"},
@@ -227,6 +227,8 @@ func classify(err error) (Kind, string) {
 		return KindSuperseded, "is a second daemon running on this slot?"
 	case errors.Is(err, ErrNotAttached):
 		return KindUsage, ""
+	case errors.Is(err, errAbsent):
+		return KindUnavailable, "it was evicted or flushed again as soon as it was written: " + evictionFix
 	case errors.Is(err, context.Canceled):
 		return KindCanceled, ""
 	}
@@ -250,6 +252,12 @@ func classify(err error) (Kind, string) {
 	}
 	return KindOther, ""
 }
+
+const (
+	// evictionFix keeps the sink's own keys, which have no lifetime.
+	evictionFix = "raise maxmemory, and set maxmemory-policy to volatile-lru with a ttl on every family, so that what is evicted is cached values"
+	replicaFix  = "it is a replica now; the daemon connects again. Should it stay one, let redis.url lead to the primary, or to the sentinels (redis+sentinel://)"
+)
 
 const clusterHint = "it is a node of a cluster: use redis+cluster://host:port,host:port in redis.url"
 

@@ -158,7 +158,7 @@ func TestScriptsKnowTheirHistory(t *testing.T) {
 	g := before["generation"]
 	for name, cmd := range map[string]*redis.Cmd{
 		"checkpoint": r.checkpointCommand(t.Context(), other, &Checkpoint{Position: position(100)}, 100),
-		"install":    r.installCommand(t.Context(), other),
+		"install":    r.installCommand(t.Context(), other, ""),
 		"state": r.scripts.state.command(t.Context(), []any{r.controlKey},
 			[]any{g, other, hex64(1 << 40), "gap", "x", hexTime(time.Now())}),
 	} {

@@ -70,7 +70,7 @@ func (r *Redis) flushDatabase(ctx context.Context, be *backend) error {
 		cmds := []redis.Cmder{flush}
 		var install *redis.Cmd
 		if c == control {
-			install = r.installCommand(ctx, be.guard.replID(be.addr(c)))
+			install = r.installCommand(ctx, be.guard.replID(be.addr(c)), "")
 			cmds = append(cmds, install)
 		}
 		_ = send(ctx, c, cmds...) // each command's error is looked at

@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/time/rate"
 
+	"github.com/cdc-invalidator/cdc-invalidator/internal/lsn"
 	"github.com/cdc-invalidator/cdc-invalidator/mapping"
 	"github.com/cdc-invalidator/cdc-invalidator/ordering"
 )
@@ -73,9 +74,6 @@ type Redis struct {
 	members  *ordering.Batch // of an entity's dependents, made when first needed
 	news     *stream         // nil when it is switched off
 	verified time.Time
-	ahead    bool // of the hash, at the last look: see repair
-	aheadAt  positions
-	aheadOf  positions
 	pending  Checkpoint // of the last batch, not yet in Redis
 	havePend bool
 	marked   map[string]string // in a cluster: what each primary's mark has acknowledged, by address
@@ -88,9 +86,11 @@ type Redis struct {
 	replayFrom   int64           // those that were applied before it, ms
 
 	shadowMu sync.Mutex
-	shadow   Control // the control hash as this process last knew it
-	nodes    string  // fingerprints of the primaries attached to
-	highest  uint32  // highest generation ever seen
+	shadow   Control               // the control hash as this process last knew it
+	asked    lsn.LSN               // highest commit LSN that any command of this generation has named as sent, acknowledged or not
+	differ   map[string]difference // at the last look, see repair
+	nodes    string                // fingerprints of the primaries attached to
+	highest  uint32                // highest generation ever seen
 }
 
 // Open parses the URL and prepares; it does not connect. A server that is away is
@@ -219,8 +219,14 @@ func (r *Redis) Attach(ctx context.Context) (Control, error) {
 			}
 		}
 	}
+	if c.Settled > c.End {
+		c.Settled = 0 // it was spoilt: what is settled is applied
+	}
 	r.shadowMu.Lock()
-	r.shadow = c
+	if c.Generation != r.shadow.Generation {
+		r.asked = 0
+	}
+	r.shadow, r.differ = c, nil
 	r.nodes = fingerprints(ids)
 	c.NodesChanged = c.Found && c.nodes != "" && c.nodes != r.nodes || c.tookBack
 	if be.cluster != nil && c.Found && (c.nodes != r.nodes || c.tookBack) {

@@ -36,7 +36,8 @@ type HeldNow struct {
 // Settled says whether everything that ended at or below a position is applied to the Redis
 // that was asked: nothing is missing, held back, or part of a purge under way.
 func (s *Settling) Settled(at lsn.LSN) bool {
-	return s.Found && s.State != StateGap && len(s.Purging) == 0 && !s.NodesChanged && s.Control.Settled >= at
+	return s.Found && s.State != StateGap && len(s.Purging) == 0 && !s.NodesChanged && s.Control.Settled >= at &&
+		s.Control.Settled <= s.End // else it was spoilt: what is settled is applied
 }
 
 // Watch reads a slot's control hash as an onlooker: it attaches to nothing and changes

@@ -95,8 +95,11 @@ func (r *Redis) writeStamps(ctx context.Context, op string, s Stamps) error {
 	if s.Sent != 0 {
 		sent = s.Sent.Hex()
 	}
-	known, _ := r.Known()
 	err = r.callControl(ctx, r.backend.Load(), func(replID string) *redis.Cmd {
+		known, _ := r.Known()
+		r.shadowMu.Lock()
+		r.asked = max(r.asked, s.Sent)
+		r.shadowMu.Unlock()
 		return r.scripts.stamps.command(ctx, []any{r.controlKey, r.stampsKey},
 			[]any{hex32(generation), replID, known.Stamps, s.Revision, s.Text, strings.Join(s.Purging, " "), sent})
 	})

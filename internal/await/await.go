@@ -89,11 +89,15 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 		if e := (*sink.Error)(nil); errors.As(lookErr, &e) && e.Kind == sink.KindConfiguration {
 			return r, lookErr
 		}
+		var beyond error
 		if r.Settled {
-			if !slotFound {
-				err = checkSlot(ctx, o.File) // it was made since
+			if beyond = believable(ctx, o, found); beyond == nil {
+				if !slotFound {
+					err = checkSlot(ctx, o.File) // it was made since
+				}
+				return r, err
 			}
-			return r, err
+			r.Settled = false
 		}
 		timer.Reset(pause)
 		select {
@@ -104,12 +108,32 @@ func Wait(ctx context.Context, o Options) (r Result, err error) {
 				return r, ctx.Err()
 			}
 			r.Missing = missing(found, lookErr, epoch, r.Needed, o.File.Source.Slot.Name, maps)
+			if beyond != nil {
+				r.Missing = append(r.Missing, beyond.Error())
+			}
 			if lookErr == nil && found.End < r.Needed {
 				r.Missing = append(r.Missing, notStreaming(ctx, o.File)...)
 			}
 			return r, nil
 		}
 	}
+}
+
+// believable asks the source whether its log goes as far as the control hash says: a field of it
+// may have been spoilt, and the daemon be away that would write it again.
+func believable(ctx context.Context, o Options, found sink.Settling) error {
+	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	conn, err := replication.ConnectControl(ctx, o.File.Source.URL.Reveal(), "wait")
+	if err != nil {
+		return err
+	}
+	defer replication.CloseControl(ctx, conn)
+	end, err := replication.LogEnd(ctx, conn)
+	if err == nil && end < found.End {
+		err = fmt.Errorf("the control hash was damaged: it says that everything up to %s is applied, and the source's log ends at %s", found.End, end)
+	}
+	return err
 }
 
 // ask asks the source for what it is, and for the position where that is needed. Without

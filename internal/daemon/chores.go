@@ -15,6 +15,7 @@ import (
 // and at standbys, what is held back, a reload.
 const (
 	choreRights  = "the check of what the user of redis.url may do"
+	choreControl = "looking after the control hash"
 	choreState   = "publishing the state"
 	choreSettled = "publishing what is settled"
 	choreStamps  = "publishing the families' stamps"
@@ -113,6 +114,26 @@ func (d *daemon) mayRun(ctx context.Context) error {
 		d.failing(d.checks, conditionRedis, err)
 	}
 	return err
+}
+
+// controlInterval is how often the control hash is compared with what was written, at most.
+const controlInterval = 500 * time.Millisecond
+
+// keepControl looks after the control hash, until ctx ends: what somebody has spoilt there is
+// written again also while there is nothing to apply.
+func (d *daemon) keepControl(ctx context.Context, c *checks, leave context.CancelCauseFunc) error {
+	for sleep(ctx, controlInterval) {
+		err := d.sink.Look(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case endsAttachment(err):
+			leave(err)
+			return nil
+		}
+		d.chore(c, choreControl, err)
+	}
+	return nil
 }
 
 // keepRights asks again and again, until ctx ends.

@@ -163,8 +163,8 @@ func (d *daemon) gap(ctx context.Context, control *pgx.Conn, setup replication.S
 	if err != nil {
 		return "", err
 	}
-	if reached := max(stored.Applied, stored.End); end < reached {
-		return fmt.Sprintf("the source was taken back: its log ends at %s, and Redis has applied up to %s", end, reached), nil
+	if reached := max(stored.Applied, stored.End, stored.Sent); end < reached {
+		return fmt.Sprintf("the source was taken back, or the control hash was damaged: the source's log ends at %s, and Redis has applied up to %s", end, reached), nil
 	}
 	// A crash under synchronous_commit = off takes back commits that readers saw,
 	// and sends nothing.

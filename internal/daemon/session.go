@@ -37,13 +37,13 @@ func (d *daemon) attachForever(ctx context.Context) error {
 			d.streamed++
 		}
 		if ctx.Err() != nil {
-			d.tellAbsence(ctx, err)
+			d.tellAbsence(ctx, err, false)
 			return nil
 		}
 		if fault := d.startFault(err); fault != nil && d.streamed == 0 {
 			return fault
 		}
-		d.tellAbsence(ctx, err)
+		d.tellAbsence(ctx, err, false)
 		stuck := d.obstacle.Load()
 		if stuck != nil && stuck.err != nil && !errors.Is(err, stuck.err) {
 			stuck = nil // it ended for another reason; of the first the next attempt tells
@@ -142,6 +142,9 @@ func (d *daemon) session(ctx context.Context) (attached bool, err error) {
 	defer func() { _ = stream.Close() }() // the session's own error is the one to report
 	stored, err := d.attachRedis(ctx)
 	if err != nil {
+		return false, err
+	}
+	if err := d.sink.Claim(ctx); err != nil {
 		return false, err
 	}
 	// What the catalogs say is noted before the state becomes ok: DDL that the log is
@@ -285,6 +288,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	helpers.Go(func() error { return early.Run(streamCtx) })
 	helpers.Go(func() error { return d.keepCatalog(streamCtx, d.checks, watcher) })
 	helpers.Go(func() error { return d.keepState(streamCtx, d.checks, leave) })
+	helpers.Go(func() error { return d.keepControl(streamCtx, d.checks, leave) })
 	helpers.Go(func() error { return d.keepRights(streamCtx, d.checks) })
 	helpers.Go(func() error { return newDrainer(d, d.checks, leave).run(streamCtx) })
 	helpers.Go(func() error { return r.settler.run(streamCtx) })
@@ -309,7 +313,7 @@ func (d *daemon) pump(ctx context.Context, stream *replication.Stream, setup rep
 	stopStreaming()
 	_ = helpers.Wait() // all return nil, always
 	// At once: what is queued may wait in vain for the source to say what became visible.
-	d.tellAbsence(ctx, err)
+	d.tellAbsence(ctx, err, true)
 	if errors.Is(err, replication.ErrChangesSkipped) {
 		d.skipped(ctx, err)
 	}

@@ -207,10 +207,10 @@ func (s *stamper) withdraw(ctx context.Context, f *following) error {
 			next.Families[name] = stamp
 		}
 	}
-	if gone := len(s.published.Families) - len(next.Families); gone > 0 || s.published.Revision != "" && !maps.Equal(next.Entities, s.published.Entities) {
+	purging := slices.DeleteFunc(slices.Clone(s.purging), func(name string) bool { return follows[name] == "" })
+	if gone := len(s.published.Families) - len(next.Families); gone > 0 || len(purging) < len(s.purging) || s.published.Revision != "" && !maps.Equal(next.Entities, s.published.Entities) {
 		s.d.log.Info("families are followed otherwise than before: readers go to the source until all that came before is visible",
 			"families", gone, "as_before", len(next.Families))
-		purging := slices.DeleteFunc(slices.Clone(s.purging), func(name string) bool { return follows[name] == "" })
 		if err := s.publish(ctx, next, purging, 0); err != nil {
 			return err
 		}

@@ -62,7 +62,10 @@ func (d *daemon) setState(ctx context.Context) error {
 // too. Another daemon that has attached meanwhile has written the state since, and is not
 // overruled: the revision of ours is refused then, and where err says that there is one, it is
 // for that one to say.
-func (d *daemon) tellAbsence(ctx context.Context, err error) {
+//
+// While the session still applies what is queued, Redis is not attached to anew for it: the batches would
+// go to a server that may have lost those before.
+func (d *daemon) tellAbsence(ctx context.Context, err error, applying bool) {
 	reason := "the daemon was stopped"
 	if ctx.Err() == nil {
 		if errors.Is(err, replication.ErrSlotInUse) || errors.Is(err, sink.ErrSuperseded) {
@@ -74,7 +77,7 @@ func (d *daemon) tellAbsence(ctx context.Context, err error) {
 	defer cancel()
 	known, _ := d.sink.Known()
 	if !d.owner || !d.sink.Attached() { // the state may be one that another process keeps
-		if !d.abandoned(ctx, &known) {
+		if applying || !d.abandoned(ctx, &known) {
 			return
 		}
 	}

@@ -288,8 +288,9 @@ func TestRedisThatIsFull(t *testing.T) {
 		fix      string
 	}{
 		{"noeviction", nil, Warning, "CONFIG SET maxmemory-policy volatile-lru"},
-		{"noeviction", noVersions, Warning, "CONFIG SET maxmemory-policy allkeys-lru"},
-		{"allkeys-lru", noVersions, OK, ""},
+		{"noeviction", noVersions, Warning, "CONFIG SET maxmemory-policy volatile-lru"},
+		{"allkeys-lru", noVersions, Warning, "CONFIG SET maxmemory-policy volatile-lru"},
+		{"allkeys-random", noVersions, Warning, "CONFIG SET maxmemory-policy volatile-lru"},
 		{"allkeys-lru", nil, Warning, "CONFIG SET maxmemory-policy volatile-lru"},
 		{"volatile-lru", nil, OK, ""},
 		{"volatile-lru", forever, Notice, "give every family a ttl"},

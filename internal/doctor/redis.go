@@ -65,6 +65,8 @@ func (x *examination) memory(n sink.NodeInfo) {
 	set := func(s Severity, message, fix string) {
 		c.Severity, c.Message, c.FixKind, c.Fix = s, c.Message+": "+message, RedisCLI, fix
 	}
+	// The daemon's own keys and version keys have no TTL, which keeps them under this one.
+	const spares = "CONFIG SET maxmemory-policy volatile-lru"
 	switch {
 	case n.MaxMemory == 0:
 		c.Message = "maxmemory is 0, policy " + n.Policy
@@ -75,24 +77,19 @@ func (x *examination) memory(n sink.NodeInfo) {
 	case x.Plan.HasDependents():
 		set(Notice, "when it is full, readers can store nothing and versions cannot be moved; but any other policy may evict sets of dependents", "CONFIG SET maxmemory <more bytes>")
 	case n.Policy == "noeviction":
-		set(Warning, "when it is full, readers can store nothing and versions cannot be moved", "CONFIG SET maxmemory-policy "+policyFor(versioned))
-	case versioned && strings.HasPrefix(n.Policy, "allkeys-"):
-		set(Warning, "a version key may be evicted; readers then take 0 for it and may find entries from before its first move", "CONFIG SET maxmemory-policy "+policyFor(versioned))
-	case strings.HasPrefix(n.Policy, "volatile-") && forever:
-		set(Notice, "only keys with a TTL are evicted, and some families have none (ttl in keys); when those fill it, writes fail", "CONFIG SET maxmemory-policy allkeys-lru")
+		set(Warning, "when it is full, readers can store nothing and versions cannot be moved", spares)
+	case strings.HasPrefix(n.Policy, "allkeys-"):
+		message := "the daemon's own keys may be evicted, too: reads then go to the source until they are written again, what is held back is lost and its families are purged, " +
+			"and a daemon that starts without them gives up every mapped family"
 		if versioned {
-			c.FixKind, c.Fix = File, "give every family a ttl"
+			message += "; a version key may be evicted, and readers that take 0 for it may find entries from before its first move"
 		}
+		set(Warning, message, spares)
+	case strings.HasPrefix(n.Policy, "volatile-") && forever:
+		set(Notice, "only keys with a TTL are evicted, and some families have none (ttl in keys); when those fill it, writes fail", "give every family a ttl")
+		c.FixKind = File
 	}
 	x.redis.add(c)
-}
-
-// policyFor keeps version keys, which have no TTL, out of eviction.
-func policyFor(versioned bool) string {
-	if versioned {
-		return "volatile-lru"
-	}
-	return "allkeys-lru"
 }
 
 // persistence speaks up only where a restart or a failover would bring back more

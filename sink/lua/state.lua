@@ -7,6 +7,7 @@
 -- ARGV[4]  state: ok, catching_up or gap
 -- ARGV[5]  reason, for people
 -- ARGV[6]  since: microseconds since 1970, 16 hex
+-- ARGV[7]  writer: a nonce of the process, so that whoever kept the hash before knows another one
 --
 -- Returns 'ok', 'node', 'absent' or 'generation' (as checkpoint.lua), or
 --         'revision'  another state was published since: nothing was written
@@ -30,5 +31,5 @@ if ARGV[3] == revision and ARGV[4] == h[3] and ARGV[5] == h[4] then return 'ok' 
 if ARGV[3] <= revision then return 'revision' end
 -- First, since a server above maxmemory refuses HSET as a script's first write.
 redis.call('PERSIST', KEYS[1])
-redis.call('HSET', KEYS[1], 'state_revision', ARGV[3], 'state', ARGV[4], 'reason', ARGV[5], 'state_since', ARGV[6])
+redis.call('HSET', KEYS[1], 'state_revision', ARGV[3], 'state', ARGV[4], 'reason', ARGV[5], 'state_since', ARGV[6], 'writer', ARGV[7])
 return 'ok'

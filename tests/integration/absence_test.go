@@ -121,47 +121,6 @@ func TestStateOfADaemonThatWorksIsNotOverruled(t *testing.T) {
 	}
 }
 
-// A control hash that somebody has spoilt is written again, or is a gap; it does not stand still
-// under a state that says ok.
-func TestDamagedControlHash(t *testing.T) {
-	t.Parallel()
-	w, _, _ := privateWorld(t, 200, nil)
-	key := "inv:source:{" + w.slot + "}"
-	p := w.start()
-	const zero, top = "0000000000000000", "ffffffffffffffff"
-	for _, c := range []struct{ field, value string }{
-		{"applied", "junk"}, {"applied", top}, {"end", top}, {"sent", "zz"}, {"fresh_as_of", "junk"}, {"fresh_as_of", zero}, {"generation", "junk"},
-		{"state", "fine"}, {"state", ""}, {"timeline", "1"}, {"commit_time", ""}, {"state_revision", "x"}, {"updated", "yesterday"},
-	} {
-		if err := w.rdb.HSet(t.Context(), key, c.field, c.value).Err(); err != nil {
-			t.Fatal(err)
-		}
-		w.update(0, 100)
-		w.eventually(c.field+" "+c.value+" is written again, and goes on", func() bool {
-			if p.ended() {
-				t.Fatalf("the daemon ended\n%s", p.log.String())
-			}
-			h := w.control()
-			return h[c.field] != c.value && h["state"] == "ok" && h["applied"] < top && len(h["applied"]) == len(top)
-		})
-		w.settle(p)
-		fresh := w.control()["fresh_as_of"]
-		w.eventually("freshness moves", func() bool { return w.control()["fresh_as_of"] > fresh })
-	}
-	// Found at a start, where nobody knows what it said.
-	p.stop()
-	w.cacheRows(0, 10)
-	if err := w.rdb.HSet(t.Context(), key, "applied", "junk").Err(); err != nil {
-		t.Fatal(err)
-	}
-	p = w.start()
-	w.wantGone(0, 10)
-	if p.logged("the control hash in Redis was damaged") == 0 {
-		t.Error("the log does not say so")
-	}
-	p.stop()
-}
-
 // The usual way to set up, plan and apply before run, is no incident.
 func TestFirstAttachmentToASlotMadeBeforehand(t *testing.T) {
 	t.Parallel()

@@ -42,7 +42,7 @@ func TestTheFixIsThatOfTheError(t *testing.T) {
 		{"the control keys are evicted", "redis", "raise maxmemory",
 			func() { redis("CONFIG", "SET", "maxmemory-policy", "allkeys-random", "maxmemory", "1") },
 			func() { redis("CONFIG", "SET", "maxmemory", "0") }},
-		{"the role may not log in", "source", "pg_hba.conf",
+		{"the role may not log in", "source", "ALTER ROLE ... LOGIN",
 			func() { w.exec(`ALTER ROLE daemon NOLOGIN`); again() }, func() { w.exec(`ALTER ROLE daemon LOGIN`) }},
 		{"no connection to spare", "source", "CONNECTION LIMIT",
 			func() { w.exec(`ALTER ROLE daemon NOSUPERUSER CONNECTION LIMIT 0`); again() }, func() { w.exec(`ALTER ROLE daemon SUPERUSER CONNECTION LIMIT -1`) }},

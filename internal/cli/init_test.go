@@ -97,7 +97,7 @@ func TestInitRefusals(t *testing.T) {
 		{[]string{"--from-db", from, "--schema", "none"}, exitFailed, "no table can be mapped: there is no table in the schemas none"},
 		{[]string{"--from-db", from, "--exclude", "users", "--exclude", "teams"}, exitFailed, "no table can be mapped: public.log: it has no primary key"},
 		{[]string{"--from-db", from, "--output", filepath.Join(t.TempDir(), "no", "folder")}, exitConfig, "write the mappings"},
-		{[]string{"--from-db", "postgres://u:hunter2@h:port/db"}, exitConfig, "--from-db cannot be read"},
+		{[]string{"--from-db", "postgres://u:hunter2@h:port/db"}, exitConfig, "--from-db has a port that is no number"},
 		{[]string{"--from-db", strings.Replace(from, password, "hunter2", 1)}, exitConfig, "check the user and password in --from-db"},
 	} {
 		code, out, errOut := runMain(t, append([]string{"init"}, tc.args...)...)
@@ -109,7 +109,7 @@ func TestInitRefusals(t *testing.T) {
 		}
 	}
 	t.Setenv("DATABASE_URL", "postgres://u:hunter2@h:port/db")
-	if code, _, errOut := runMain(t, "init"); code != exitConfig || !strings.Contains(errOut, "DATABASE_URL cannot be read") {
+	if code, _, errOut := runMain(t, "init"); code != exitConfig || !strings.Contains(errOut, "DATABASE_URL has a port that is no number") {
 		t.Errorf("exit code %d, stderr %q", code, errOut)
 	}
 	if code, _, errOut := runMain(t, "init", "--from-db", ""); code != exitUsage || !strings.Contains(errOut, "--from-db is empty") {

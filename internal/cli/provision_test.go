@@ -131,7 +131,7 @@ func TestPlanSpeaksOfTheURLThatWasGiven(t *testing.T) {
 		}{
 			{"", "--url is empty", exitUsage},
 			{"${PLAN_TEST_EMPTY}", "--url", exitUsage},
-			{"postgres://u:hunter2@h:port/db", "--url cannot be read", exitConfig},
+			{"postgres://u:hunter2@h:port/db", "--url has a port that is no number", exitConfig},
 			{strings.Replace(db.URL, "/"+db.Name, "/none", 1), "correct the database name in --url", exitConfig},
 			{other.URL, "name that database in --url", 0},
 		} {
@@ -225,10 +225,10 @@ func TestPrintGrants(t *testing.T) {
 func TestDoctorRefusesAFaultyURL(t *testing.T) {
 	const source, redis = "postgres://u:hunter2@127.0.0.1:1/db", "redis://u:hunter2@127.0.0.1:1/0"
 	for _, c := range []struct{ source, redis, says string }{
-		{"postgres://u:hunter2@h:port/db", redis, "source.url cannot be read"},
+		{"postgres://u:hunter2@h:port/db", redis, "source.url has a port that is no number"},
 		{"postgres://u:hunter2%zz@h/db", redis, "source.url cannot be read"},
-		{"postgres://u:hunter2@h:70000/db", redis, "source.url cannot be read"},
-		{source + "?connect_timeout=x", redis, "source.url cannot be read"},
+		{"postgres://u:hunter2@h:70000/db", redis, "source.url has a port that is no number"},
+		{source + "?connect_timeout=x", redis, "source.url has a connect_timeout that is no number of seconds"},
 		{source + "?sslmode=verify-full&sslrootcert=/nope", redis, "/nope: no such file"},
 		{source, "redis://u:hunter2@h:port/0", "redis url: "},
 		{source, "redis://u:hunter2%zz@h/0", "redis url: "},
@@ -245,7 +245,7 @@ func TestDoctorRefusesAFaultyURL(t *testing.T) {
 	}
 	// Both at once.
 	path := writeRunTestFile(t, fmt.Sprintf(runTestFile, "postgres://u:hunter2@h:port/db", "slot", "redis://h:port/0"))
-	if code, _, errOut := runMain(t, "doctor", "--config", path); code != exitConfig || !strings.Contains(errOut, "source.url cannot be read") || !strings.Contains(errOut, "redis.url") {
+	if code, _, errOut := runMain(t, "doctor", "--config", path); code != exitConfig || !strings.Contains(errOut, "source.url has a port") || !strings.Contains(errOut, "redis.url") {
 		t.Errorf("exit code %d, stderr %q", code, errOut)
 	}
 }

@@ -30,7 +30,7 @@ BEGIN
             SELECT i.inhparent FROM tree t JOIN pg_inherits i ON i.inhrelid = t.oid
         ), touched AS (
             SELECT objid AS oid, schema_name AS schema, object_name AS name, 'dropped' AS change, NULL AS publication
-            FROM dropped WHERE object_type = 'table'
+            FROM dropped WHERE object_type IN ('table', 'foreign table')
             UNION
             SELECT c.oid, s.nspname, c.relname, 'columns', NULL
             FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace s ON s.oid = c.relnamespace
@@ -82,7 +82,7 @@ BEGIN
         )
         SELECT (SELECT jsonb_agg(jsonb_build_object('oid', c.oid::bigint, 'schema', s.nspname, 'name', c.relname, 'change', t.change, 'publication', t.publication))
                 FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace s ON s.oid = c.relnamespace
-                WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'),
+                WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'),
                (SELECT jsonb_agg(DISTINCT p.pubname)
                 FROM command d
                 LEFT JOIN pg_publication_namespace n ON d.classid = 'pg_publication_namespace'::regclass AND n.oid = d.objid

@@ -68,10 +68,11 @@ func TestForEach(t *testing.T) {
 	}
 	w.exec(`INSERT INTO products SELECT i, 1 FROM generate_series(1000, 3999) i`)
 	w.step(p, "thousands of rows", gone, keys("t:a:page:999", "t:a:page:4000", "t:b:page:1000"), `UPDATE sellers SET name = 'thousands' WHERE id = 1`)
-	w.step(p, "a query that is refused: the tenant's part, or the family", keys("t:a:page:1", "t:a:page:9999", "few:1"), keys("t:b:page:1", "area-page:1"),
+	w.step(p, "a query that is refused, and of whose columns nobody knows the types: all that it makes keys of", keys("t:a:page:1", "t:a:page:9999", "few:1", "t:b:page:1", "area-page:1"), nil,
 		`DROP TABLE products`, `UPDATE sellers SET name = 'dropped' WHERE id = 1`)
-	w.step(p, "with the table back, single keys go again", keys("t:a:page:5"), keys("t:a:page:1", "few:1"),
-		`CREATE TABLE products (id int PRIMARY KEY, seller_id int, area text)`, `INSERT INTO products VALUES (5, 1)`, `UPDATE sellers SET name = 'back' WHERE id = 1`)
+	w.exec(`CREATE TABLE products (id int PRIMARY KEY, seller_id int, area text)`, `INSERT INTO products VALUES (5, 1)`)
+	w.settle(p) // the families are followed again, and the purge behind that is done
+	w.step(p, "with the table back, single keys go again", keys("t:a:page:5"), keys("t:a:page:1", "few:1"), `UPDATE sellers SET name = 'back' WHERE id = 1`)
 	p.stop()
 }
 

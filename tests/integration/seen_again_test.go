@@ -99,7 +99,7 @@ func TestSeenAgainOnceOpenTransactionsHaveEnded(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, findingsSchema, findingsMappings)
-			w.exec(w.withPublication(keys(`CREATE PUBLICATION %s FOR TABLE users, orders, events, extra WITH (publish_via_partition_root)`))...)
+			w.exec(w.withPublication(keys(`CREATE PUBLICATION %s FOR TABLE users, orders, events, extra, vips WITH (publish_via_partition_root)`))...)
 			p, address := w.startHTTP()
 			if c.stoppedBeforeSpoil {
 				p.stop()

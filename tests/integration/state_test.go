@@ -92,16 +92,17 @@ func TestStateAfterRedisHung(t *testing.T) {
 	w, _, rd := privateWorld(t, 10, nil)
 	w.reconfigure("heartbeat: 100ms", "heartbeat: 50ms")
 	p := w.start()
-	const given = "the state was not published"
-	for range 3 {
-		before := p.logged(given)
+	const given = `reachable at redis.url?)" work="publishing the state"` // of the failure, not of its end
+	const taken = `succeeds again" work="publishing the state"`
+	for n := range 3 {
 		if err := rd.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
-		w.eventually("the state is given up", func() bool { return p.logged(given) > before })
+		w.eventually("the state is given up", func() bool { return p.logged(given) > n })
 		if err := rd.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
+		w.eventually("the state is published", func() bool { return p.logged(taken) > n })
 		w.settle(p)
 	}
 	p.stop()

@@ -85,10 +85,22 @@ func (w *world) provoke(p *process, point failpoint.Point) {
 	}
 	sessions := p.logged("msg=streaming")
 	if point == failpoint.Purging {
-		w.loseCheckpoint()
+		w.dropSlot()
+	} else {
+		w.endSession()
 	}
-	w.endSession()
 	w.eventually("it follows the source again, or has ended", func() bool { return p.ended() || p.logged("msg=streaming") > sessions })
+}
+
+// dropSlot makes the session end, and the next one find that it cannot know what it missed. A
+// daemon that runs knows what stood in the checkpoint, so to lose that would not do.
+func (w *world) dropSlot() {
+	w.t.Helper()
+	w.eventually("the slot is dropped", func() bool {
+		w.endSession()
+		_, err := w.conn.Exec(w.t.Context(), "SELECT pg_drop_replication_slot('"+w.slot+"')")
+		return err == nil
+	})
 }
 
 // endSession makes the daemon attach anew.

@@ -131,15 +131,13 @@ func (s *stamper) run(ctx context.Context) error {
 			s.leave(err)
 			return nil
 		case err != nil:
-			s.d.chore(s.checks, choreStamps, err)
 			next = pause.NextBackOff()
 		case !done:
-			s.d.chore(s.checks, choreStamps, nil)
 			next = stampPause
 		default:
-			s.d.chore(s.checks, choreStamps, nil)
 			pause.Reset()
 		}
+		s.d.chore(s.checks, choreStamps, err)
 		if !sleep(ctx, next) {
 			return nil
 		}

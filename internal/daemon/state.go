@@ -63,8 +63,8 @@ func (d *daemon) setState(ctx context.Context) error {
 // overruled: the revision of ours is refused then, and where err says that there is one, it is
 // for that one to say.
 //
-// While the session still applies what is queued, Redis is not attached to anew for it: the batches would
-// go to a server that may have lost those before.
+// While the session still applies what is queued, Redis is not attached to anew for it: the
+// batches would go to a server that may have lost those before.
 func (d *daemon) tellAbsence(ctx context.Context, err error, applying bool) {
 	reason := "the daemon was stopped"
 	if ctx.Err() == nil {
